@@ -1,0 +1,1 @@
+"""The instruction set: decoding into records, handlers by group, the run loop."""

@@ -1,0 +1,1 @@
+"""Guest memory: slots, attributes, page walks, fault resolution, TLB."""

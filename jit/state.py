@@ -1,0 +1,186 @@
+"""The vCPU block: all state of one virtual CPU, as byte offsets from its base address.
+
+The block is 64-byte aligned. Words are 64 bits unless a size is given. Segment registers, control registers and MSRs
+hold the architectural values (Intel SDM vol. 3 ch. 2 and 3); what is derived from them for speed is marked so.
+"""
+
+from .layout import Layout
+
+_l = Layout()
+
+# General registers (SDM vol. 1, 3.4), in ModRM order: RAX RCX RDX RBX RSP RBP RSI RDI R8..R15
+GPR = _l.u64(16)
+RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = (GPR + 8 * i for i in range(8))
+ZERO = _l.u64()  # always 0: the base or index of an address that has none
+RIP = _l.u64()  # the instruction to execute; within a block only BLOCK_RIP and the record know
+BLOCK_RIP = _l.u64()  # linear-less RIP of the running block's first instruction
+
+# Arithmetic flags, lazily (cpu/flags.py): ZF and SF from the result, PF from its low byte, the rest in AUX.
+FLAG_RESULT = _l.u64()
+FLAG_AUX = _l.u64()
+RFLAGS = _l.u64()  # all other flags; bit 1 is set, the six arithmetic bits are 0 here
+
+LEAVE = _l.u64()  # why a handler returned 0 (LEAVE_* below)
+REQUEST = _l.u64()  # bits set atomically by other threads (REQ_* below), looked at between blocks
+MODE = _l.u64()  # 1 while this thread may hold translations (in guest), else 0; seq_cst
+TLB = _l.u64()  # derived: address of the TLB for the current privilege (mmu/tlb.py)
+FUNCTIONS = _l.u64()  # address of the function table (build.py)
+VM = _l.u64()  # address of the VM block (mmu/layout.py)
+CODE_PAGE = _l.u64()  # host address of the page that the running block came from (stores to it end the block)
+CODE_PAGE2 = _l.u64()  # its second page when a block crosses one, else the same
+
+# Derived mode bits: key of decoded blocks (MODE_* below)
+HFLAGS = _l.u64()
+CPL = _l.u64()
+
+# Scratch operands: 64 bytes each, addressed by records like registers
+TEMP = _l.bytes(64 * 4, align=64)
+T0, T1, T2, T3 = (TEMP + 64 * i for i in range(4))
+
+# A read-modify-write in progress (cpu/memory.py): where its operand lies on the host, or how to write it back
+RMW_HOST = _l.u64()  # host address, 0: not directly reachable
+RMW_LINEAR = _l.u64()
+RMW_OLD = _l.bytes(16)
+RMW_FLAGS = _l.u64(2)  # FLAG_RESULT, FLAG_AUX before the operation, for a retried locked instruction
+
+# Segment registers: ES CS SS DS FS GS LDTR TR, each {selector, base, limit in bytes (inclusive), attributes}
+# Attributes: bits 40..55 of the descriptor moved down (type 0-3, S 4, DPL 5-6, P 7, AVL 12, L 13, D/B 14, G 15),
+# bit 16: unusable.
+SEGMENTS = _l.u64(8 * 4)
+SEGMENT_SIZE = 32
+SEL, BASE, LIMIT, ATTR = 0, 8, 16, 24
+ES, CS, SS, DS, FS, GS, LDTR, TR = (SEGMENTS + SEGMENT_SIZE * i for i in range(8))
+GDTR_BASE, GDTR_LIMIT, IDTR_BASE, IDTR_LIMIT = (_l.u64() for _ in range(4))
+
+CR0, CR2, CR3, CR4, CR8, XCR0 = (_l.u64() for _ in range(6))
+DR = _l.u64(4)
+DR6, DR7 = _l.u64(), _l.u64()
+
+# MSRs that guest execution itself reads or writes; the rest is the embedder's business (exits RDMSR, WRMSR)
+EFER, STAR, LSTAR, CSTAR, SFMASK, KERNEL_GS_BASE = (_l.u64() for _ in range(6))
+SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP = (_l.u64() for _ in range(3))
+TSC_AUX, TSC_OFFSET, TSC_RATIO = (_l.u64() for _ in range(3))  # guest TSC = host TSC * ratio >> 32, + offset
+APIC_BASE, PAT, XSS, MISC_ENABLE = (_l.u64() for _ in range(4))
+PKRU = _l.u64()
+
+# What the guest may use, derived from CPUID by the embedder (feature.* in cpu/features.py)
+FEATURES = _l.u64(4)
+MAXPHYADDR = _l.u64()
+CPUID_ENTRIES = _l.u64()  # address of records {u32 function, index, flags, eax, ebx, ecx, edx, pad[3]}
+CPUID_COUNT = _l.u64()
+CR4_RESERVED, EFER_RESERVED, XCR0_SUPPORTED = (_l.u64() for _ in range(3))
+
+# FPU and vector state (XSAVE components 0..2 and room for AVX-512)
+FCW, FSW, FTW, FOP, FIP, FDP, FCS, FDS = (_l.u64() for _ in range(8))  # FTW abridged: bit set = register valid
+MXCSR = _l.u64()
+ST = _l.bytes(16 * 8, align=16)  # physical x87 registers R0..R7, 80 bits in 16 bytes
+VEC = _l.bytes(64 * 32, align=64)  # ZMM0..31; XMMn is the low 16 bytes
+
+# An exception being raised (cpu/exception.py), and events as struct kvm_vcpu_events has them
+EXC_VECTOR, EXC_ERROR, EXC_HAS_ERROR, EXC_PAYLOAD = (_l.u64() for _ in range(4))
+EXC_PENDING = _l.u64()  # 1: EXC_* is to be delivered before the next instruction
+EXC_INJECTED = _l.u64()  # 1: EXC_* was being delivered when the run ended
+INTR_INJECTED, INTR_VECTOR, INTR_SOFT, INTR_SHADOW = (_l.u64() for _ in range(4))  # shadow: 1 STI, 2 MOV SS
+NMI_INJECTED, NMI_PENDING, NMI_MASKED = (_l.u64() for _ in range(3))
+INTR_REQUEST = _l.u64()  # vector + 1 of an external interrupt to deliver when IF allows, else 0
+SINGLE_STEP = _l.u64()  # embedder wants an exit after each instruction
+
+# The exit: why run() returned (EXIT_* below) and its details
+EXIT = _l.u64()
+EXIT_ARGS = _l.u64(8)
+INSN_BYTES = _l.bytes(16)  # bytes of the instruction that could not be executed
+INSN_LENGTH = _l.u64()
+
+# I/O in flight. Data of port I/O and of MMIO, and where to go on.
+PIO_PORT, PIO_SIZE, PIO_COUNT, PIO_IN = (_l.u64() for _ in range(4))
+PIO_DATA = _l.bytes(4096, align=64)
+PIO_STATE = _l.u64()  # IO_* below
+MMIO_GPA, MMIO_SIZE, MMIO_STATE = (_l.u64() for _ in range(3))
+MMIO_DATA = _l.bytes(8)
+MMIO_WRITES = _l.u64()  # number of queued write fragments {gpa, size, data}, reported one exit each
+MMIO_QUEUE = _l.bytes(24 * 64)
+MMIO_READS = _l.u64()  # completed read fragments {gpa, size, data} of the instruction being re-executed
+MMIO_CACHE = _l.bytes(24 * 64)
+
+# Address translation results (mmu/)
+XLAT_GPA = _l.u64()
+XLAT_KIND = _l.u64()
+XLAT_CLIENT = _l.u64()  # client address, for remote memory
+FAULT_GPA, FAULT_SIZE, FAULT_FLAGS, FAULT_ERRNO = (_l.u64() for _ in range(4))
+
+# The decoded-code cache (cpu/block.py) and the TLBs (mmu/tlb.py)
+BLOCK_TABLE, BLOCK_ARENA, BLOCK_NEXT, BLOCK_END = (_l.u64() for _ in range(4))
+TLB_BASE = _l.u64()
+TLB_GENERATION = _l.u64()
+
+# Counters
+INSTRUCTIONS, EXITS, TLB_MISSES, BLOCKS_DECODED = (_l.u64() for _ in range(4))
+EXCEPTIONS_TAKEN, IRQS_TAKEN, HALTS, FAULTS = (_l.u64() for _ in range(4))
+VCPU_INDEX = _l.u64()
+EMBEDDER = _l.bytes(512, align=64)  # kvmfs's own words
+
+SIZE = (_l.size + 4095) & -4096
+
+# LEAVE: why a handler ended its block.
+LEAVE_NEXT = 0  # RIP is set, go on there
+LEAVE_EXCEPTION = 1  # EXC_* is set, RIP is that of the instruction (fault) or past it (trap)
+LEAVE_EXIT = 2  # EXIT and its arguments are set
+LEAVE_RETRY = 3  # execute the same instruction again (translations changed under it)
+
+# REQUEST bits.
+REQ_TLB_FLUSH = 1  # drop all translations, then acknowledge by clearing the bit
+REQ_STOP = 2  # leave run() with EXIT_INTERRUPTED at the next instruction boundary
+REQ_EVENT = 4  # an event (interrupt, NMI, ...) may be deliverable
+REQ_STEP = 8  # end blocks after each instruction
+
+# EXIT: why run() returned, and EXIT_ARGS.
+EXIT_NONE = 0
+EXIT_PIO = 1  # PIO_*
+EXIT_MMIO_READ = 2  # MMIO_GPA, MMIO_SIZE
+EXIT_MMIO_WRITE = 3  # MMIO_GPA, MMIO_SIZE, MMIO_DATA
+EXIT_HLT = 4
+EXIT_SHUTDOWN = 5  # triple fault
+EXIT_MEMORY_FAULT = 6  # FAULT_GPA, FAULT_SIZE, FAULT_FLAGS, FAULT_ERRNO
+EXIT_EFAULT = 7  # FAULT_ERRNO without fault information
+EXIT_RDMSR = 8  # args: index; answer in RAX, RDX, or raise #GP
+EXIT_WRMSR = 9  # args: index, value
+EXIT_UNIMPLEMENTED = 10  # INSN_BYTES, INSN_LENGTH: not implemented
+EXIT_INTERRUPTED = 11  # REQ_STOP
+EXIT_IRQ_WINDOW = 12  # the guest can take an interrupt now
+EXIT_DEBUG = 13  # args: exception, dr6, dr7, pc
+EXIT_HYPERCALL = 14  # VMCALL/VMMCALL; registers tell
+EXIT_CR8 = 15  # args: new value
+EXIT_SYNC = 16  # the embedder wants control (pending service), nothing happened
+
+# HFLAGS bits: what decoding and translation depend on.
+MODE_CODE64 = 1
+MODE_CODE32 = 2  # CS.D
+MODE_STACK32 = 4  # SS.B
+MODE_LONG = 8  # EFER.LMA
+MODE_PROTECTED = 16
+MODE_V86 = 32
+MODE_PAGING = 64
+MODE_FLAT = 128  # ES, SS, DS have base 0 and no limit
+MODE_USER = 256  # CPL 3
+MODE_STEP = 512  # RFLAGS.TF: one instruction a block
+
+# PIO_STATE and MMIO_STATE.
+IO_NONE = 0
+IO_PENDING = 1  # exit reported, answer awaited
+IO_DONE = 2  # answer is there
+
+# Arithmetic flag bits of RFLAGS, and others by their SDM names
+CF, PF, AF, ZF, SF, TF, IF, DF, OF = 1, 4, 16, 64, 128, 256, 512, 1024, 2048
+IOPL, NT, RF, VM86, AC, VIF, VIP, ID = 3 << 12, 1 << 14, 1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20, 1 << 21
+ARITHMETIC = CF | PF | AF | ZF | SF | OF
+
+CR0_PE, CR0_MP, CR0_EM, CR0_TS, CR0_ET, CR0_NE, CR0_WP, CR0_AM = 1, 2, 4, 8, 16, 32, 1 << 16, 1 << 18
+CR0_NW, CR0_CD, CR0_PG = 1 << 29, 1 << 30, 1 << 31
+CR4_VME, CR4_PVI, CR4_TSD, CR4_DE, CR4_PSE, CR4_PAE, CR4_MCE, CR4_PGE, CR4_PCE = (1 << i for i in range(9))
+CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_UMIP, CR4_LA57, CR4_VMXE, CR4_SMXE = (1 << i for i in range(9, 15))
+CR4_FSGSBASE, CR4_PCIDE, CR4_OSXSAVE = (1 << i for i in (16, 17, 18))
+CR4_SMEP, CR4_SMAP, CR4_PKE = (1 << i for i in (20, 21, 22))
+EFER_SCE, EFER_LME, EFER_LMA, EFER_NX, EFER_SVME, EFER_FFXSR = (1 << i for i in (0, 8, 10, 11, 12, 14))
+
+# Exception vectors (SDM vol. 3, table 6-1)
+DE, DB, NMI, BP, OF_TRAP, BR, UD, NM, DF_FAULT, _, TS, NP, SS_FAULT, GP, PF_FAULT, _, MF, AC_FAULT, MC, XM = range(20)

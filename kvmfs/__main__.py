@@ -1,0 +1,5 @@
+"""`python -m kvmfs` is `kvmfs`."""
+
+from kvmfs.cli import main
+
+main()

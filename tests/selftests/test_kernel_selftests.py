@@ -1,0 +1,74 @@
+"""The kernel's own KVM selftests, unmodified, under `kvmfs run`.
+
+One case per program and set of arguments.  They speak TAP in parts, but the exit status says it all:
+0 passed, 4 skipped itself (KSFT_SKIP: something it asked for was not offered), else failed.  Here all of them have to
+pass, so a skip is a failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import Finished
+
+
+@dataclass(frozen=True)
+class Program:
+    path: str
+    args: tuple[str, ...] = ()
+    seconds: int = 60  # ample: the slowest machine of CI, busy
+
+    @property
+    def id(self) -> str:
+        return " ".join((Path(self.path).name, *self.args))
+
+
+PROGRAMS = [
+    Program("guest_memfd_test"),
+    Program("set_memory_region_test", seconds=300),
+    Program("x86_64/private_mem_kvm_exits_test"),
+    Program("x86_64/private_mem_conversions_test", seconds=300),
+    Program("x86_64/private_mem_conversions_test", ("-m", "4"), seconds=300),
+    Program("x86_64/private_mem_conversions_test", ("-n", "4"), seconds=900),
+    Program("x86_64/private_mem_conversions_test", ("-n", "4", "-m", "4"), seconds=900),
+    Program("pre_fault_memory_test"),
+    Program("guest_print_test"),
+    Program("kvm_create_max_vcpus", seconds=180),
+    Program("x86_64/userspace_io_test"),
+    Program("x86_64/sync_regs_test"),
+    Program("x86_64/set_sregs_test"),
+    Program("x86_64/cpuid_test"),
+    Program("x86_64/get_msr_index_features"),
+    Program("x86_64/platform_info_test"),
+    Program("x86_64/set_boot_cpu_id"),
+    Program("x86_64/max_vcpuid_cap_test"),
+]
+
+
+def _verdict(done: Finished) -> str | None:
+    match done.status:
+        case 0:
+            return None
+        case 4:
+            return "the program skipped itself"
+        case None:
+            return "the program did not end"
+        case 254:  # TEST_ASSERT() calls exit(254)
+            return "an assertion of the program failed"
+        case status:
+            return f"the program ended with status {status}"
+
+
+@pytest.mark.usefixtures("no_leaks")
+@pytest.mark.parametrize(
+    "program",
+    [pytest.param(p, id=p.id, marks=pytest.mark.timeout(p.seconds + 30)) for p in PROGRAMS],
+)
+def test_kernel_selftest(program: Program, selftests_dir: Path, kvmfs_run: Callable[..., Finished]) -> None:
+    done = kvmfs_run(selftests_dir / program.path, *program.args, timeout=program.seconds)
+    if problem := _verdict(done):
+        pytest.fail(f"{problem}\n{done}", pytrace=False)

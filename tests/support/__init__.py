@@ -1,0 +1,1 @@
+"""What several suites share: where the prerequisites lie, and how processes are run and counted."""

@@ -13,7 +13,8 @@ C names (``memory.KVM_MEM_READONLY``), structs lose the prefix (``struct kvm_msi
     debug, apic  debug registers and guest debugging; local APIC
     fpu          FPU and extended state
     limits       sizes and masks that KVM has inside and shows outside
-    cpuid, msrs  their structs; the numbers are in cpufeatures and msr_index
+    cpuid        its structs; feature bits in cpuid_basic and cpuid_extended
+    msrs         lists, filter; numbers and bits in msr_index, msr_bits, hyperv_msrs
     irqchip      PIC, IOAPIC, PIT state
     routing      GSI routing, MSI, irqfd, ioeventfd
     vm           capabilities, clock, devices, filters, VM types

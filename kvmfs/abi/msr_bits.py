@@ -1,0 +1,86 @@
+"""Bits of the MSRs that KVM looks into.
+
+Sources: arch/x86/include/asm/msr-index.h, asm/mce.h, asm/apicdef.h.
+"""
+
+from typing import Final
+
+EFER_SCE: Final = 1 << 0
+EFER_LME: Final = 1 << 8
+EFER_LMA: Final = 1 << 10
+EFER_NX: Final = 1 << 11
+EFER_SVME: Final = 1 << 12
+EFER_LMSLE: Final = 1 << 13
+EFER_FFXSR: Final = 1 << 14
+EFER_AUTOIBRS: Final = 1 << 21
+
+MSR_IA32_APICBASE_BSP: Final = 1 << 8
+X2APIC_ENABLE: Final = 1 << 10
+MSR_IA32_APICBASE_ENABLE: Final = 1 << 11
+APIC_DEFAULT_PHYS_BASE: Final = 0xFEE00000
+
+# Power-up value: WB, WT, UC-, UC, twice.
+MSR_IA32_CR_PAT_DEFAULT: Final = 0x0007_0406_0007_0406
+
+FEAT_CTL_LOCKED: Final = 1 << 0
+FEAT_CTL_VMX_ENABLED_INSIDE_SMX: Final = 1 << 1
+FEAT_CTL_VMX_ENABLED_OUTSIDE_SMX: Final = 1 << 2
+FEAT_CTL_SGX_LC_ENABLED: Final = 1 << 17
+FEAT_CTL_SGX_ENABLED: Final = 1 << 18
+FEAT_CTL_LMCE_ENABLED: Final = 1 << 20
+
+MSR_IA32_MISC_ENABLE_FAST_STRING: Final = 1 << 0
+MSR_IA32_MISC_ENABLE_EMON: Final = 1 << 7
+MSR_IA32_MISC_ENABLE_BTS_UNAVAIL: Final = 1 << 11
+MSR_IA32_MISC_ENABLE_PEBS_UNAVAIL: Final = 1 << 12
+MSR_IA32_MISC_ENABLE_MWAIT: Final = 1 << 18
+MSR_IA32_MISC_ENABLE_LIMIT_CPUID: Final = 1 << 22
+MSR_IA32_MISC_ENABLE_XD_DISABLE: Final = 1 << 34
+
+MSR_MISC_FEATURES_ENABLES_CPUID_FAULT: Final = 1 << 0
+MSR_PLATFORM_INFO_CPUID_FAULT: Final = 1 << 31
+
+DEBUGCTLMSR_LBR: Final = 1 << 0
+DEBUGCTLMSR_BTF: Final = 1 << 1
+DEBUGCTLMSR_BUS_LOCK_DETECT: Final = 1 << 2
+DEBUGCTLMSR_FREEZE_IN_SMM: Final = 1 << 14
+DEBUGCTLMSR_RTM_DEBUG: Final = 1 << 15
+
+ARCH_CAP_RDCL_NO: Final = 1 << 0
+ARCH_CAP_IBRS_ALL: Final = 1 << 1
+ARCH_CAP_RSBA: Final = 1 << 2
+ARCH_CAP_SKIP_VMENTRY_L1DFLUSH: Final = 1 << 3
+ARCH_CAP_SSB_NO: Final = 1 << 4
+ARCH_CAP_MDS_NO: Final = 1 << 5
+ARCH_CAP_PSCHANGE_MC_NO: Final = 1 << 6
+ARCH_CAP_TSX_CTRL_MSR: Final = 1 << 7
+ARCH_CAP_TAA_NO: Final = 1 << 8
+ARCH_CAP_SBDR_SSDP_NO: Final = 1 << 13
+ARCH_CAP_FBSDP_NO: Final = 1 << 14
+ARCH_CAP_PSDP_NO: Final = 1 << 15
+ARCH_CAP_FB_CLEAR: Final = 1 << 17
+ARCH_CAP_RRSBA: Final = 1 << 19
+ARCH_CAP_BHI_NO: Final = 1 << 20
+ARCH_CAP_PBRSB_NO: Final = 1 << 24
+ARCH_CAP_GDS_NO: Final = 1 << 26
+ARCH_CAP_RFDS_NO: Final = 1 << 27
+ARCH_CAP_RFDS_CLEAR: Final = 1 << 28
+ARCH_CAP_ITS_NO: Final = 1 << 62
+
+MCG_BANKCNT_MASK: Final = 0xFF
+MCG_CTL_P: Final = 1 << 8
+MCG_CMCI_P: Final = 1 << 10
+MCG_SER_P: Final = 1 << 24
+MCG_LMCE_P: Final = 1 << 27
+MCG_STATUS_RIPV: Final = 1 << 0
+MCG_STATUS_EIPV: Final = 1 << 1
+MCG_STATUS_MCIP: Final = 1 << 2
+MCG_EXT_CTL_LMCE_EN: Final = 1 << 0
+MCI_CTL2_CMCI_EN: Final = 1 << 30
+MCI_STATUS_VAL: Final = 1 << 63
+MCI_STATUS_OVER: Final = 1 << 62
+MCI_STATUS_UC: Final = 1 << 61
+MCI_STATUS_EN: Final = 1 << 60
+MCI_STATUS_MISCV: Final = 1 << 59
+MCI_STATUS_ADDRV: Final = 1 << 58
+MCI_STATUS_PCC: Final = 1 << 57

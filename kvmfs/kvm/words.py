@@ -1,0 +1,78 @@
+"""kvmfs's own words in the blocks that it shares with compiled code: byte offsets from a block's start.
+
+A vCPU block and a VM block (kvmfs.jit.state, kvmfs.jit.mmu.layout) leave room for their embedder; here is what stands
+there. Only plain data: both sides of the fork and of the compiler import it.
+"""
+
+from typing import Final
+
+from kvmfs.jit import state
+from kvmfs.jit.layout import Layout
+from kvmfs.jit.mmu import layout as mmu
+
+SERVICE: Final = 1 << 32
+"""What enter() returns instead of a result when Python has to look after the vCPU first (Vcpu.service())."""
+
+
+class Cpu:
+    """In a vCPU block."""
+
+    _l = Layout()
+    _at = state.EMBEDDER
+    ID = _at + _l.u64()
+    RUN = _at + _l.u64()  # address of our mapping of struct kvm_run, followed by the PIO page
+    PHASE = _at + _l.u64()  # how far KVM_RUN has come, PHASE_* below
+    RESULT = _at + _l.u64()  # of the KVM_RUN that is to end when it is entered next
+    NEEDS = _at + _l.u64()  # why enter() returned SERVICE, NEEDS_* below
+    WANTED = _at + _l.u64()  # immediate_exit was 0 when KVM_RUN began
+    HAS_RUN = _at + _l.u64()  # the guest has been entered at least once
+    LAPIC = _at + _l.u64()  # 1: the local APIC is ours
+    MP_STATE = _at + _l.u64()  # KVM_MP_STATE_*
+    COMPLETION = _at + _l.u64()  # what the next KVM_RUN has to finish first, COMPLETE_* below
+    LINEAR_RIP = _at + _l.u64()  # of the instruction that is to be completed
+    TRIPLE_FAULT = _at + _l.u64()  # KVM_REQ_TRIPLE_FAULT
+    EXC_HAS_PAYLOAD = _at + _l.u64()
+    GUEST_DEBUG = _at + _l.u64()  # KVM_GUESTDBG_*
+    MMIO_DONE = _at + _l.u64()  # fragments of the MMIO write queue that have been reported
+    EVENT_LOG = _at + _l.u64()  # 1: memory faults are to be logged
+    assert _l.size <= 512
+
+
+class Vm:
+    """In a VM block."""
+
+    _l = Layout()
+    _at = mmu.EMBEDDER
+    VCPUS = _at + _l.u64()  # address of a table of vCPU block addresses
+    VCPU_COUNT = _at + _l.u64()
+    IRQCHIP = _at + _l.u64()  # IRQCHIP_* below
+    DISABLED_QUIRKS = _at + _l.u64()
+    EXCEPTION_PAYLOAD = _at + _l.u64()
+    TRIPLE_FAULT_EVENT = _at + _l.u64()
+    EXIT_ON_EMULATION_ERROR = _at + _l.u64()
+    MAPS_FD = _at + _l.u64()  # the client's /proc/PID/maps plus one, 0: none
+    assert _l.size <= 256
+
+
+PHASE_START: Final = 0
+PHASE_SYNCED: Final = 1  # registers have been taken from the run page
+PHASE_RUNNING: Final = 2
+PHASE_ENDING: Final = 3  # registers have been put into the run page
+
+NEEDS_SYNC_IN: Final = 1  # kvm_dirty_regs
+NEEDS_SYNC_OUT: Final = 2  # kvm_valid_regs
+NEEDS_RDMSR: Final = 3  # EXIT_ARGS: index
+NEEDS_WRMSR: Final = 4  # EXIT_ARGS: index, value
+NEEDS_HYPERCALL: Final = 5
+NEEDS_APIC_READ: Final = 6  # MMIO_GPA, MMIO_SIZE; to MMIO_DATA
+NEEDS_APIC_WRITE: Final = 7  # MMIO_GPA, MMIO_SIZE, MMIO_DATA
+NEEDS_EVENT_LOG: Final = 8  # a memory fault is about to be reported
+
+COMPLETE_NONE: Final = 0
+COMPLETE_PIO: Final = 1  # the instruction at LINEAR_RIP
+COMPLETE_PIO_MOVED: Final = 2  # an OUT whose RIP was advanced already (KVM_X86_QUIRK_OUT_7E_INC_RIP)
+COMPLETE_MMIO: Final = 3
+
+IRQCHIP_NONE: Final = 0
+IRQCHIP_KERNEL: Final = 1
+IRQCHIP_SPLIT: Final = 2

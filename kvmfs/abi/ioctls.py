@@ -22,6 +22,7 @@ _CPUID_TAIL = Tail("entries", cpuid.CpuidEntry2, "nent")
 _MSRS_TAIL = Tail("entries", msrs.MsrEntry, "nmsrs")
 _INDEX_TAIL = Tail("indices", u32, "nmsrs")
 _NESTED_TAIL = Tail("data", u8, "size", bytes_of_all=True)
+_STATE_FIRST = "state is checked before the argument is read"
 _E2BIG_COUNT = "E2BIG if there is not room for all, with the count written"
 
 # fmt: off
@@ -103,7 +104,7 @@ KVM_SET_NR_MMU_PAGES: Final = Ioctl(
     "KVM_SET_NR_MMU_PAGES", io(0x44), _VM, _VALUE, cap=Cap.MMU_SHADOW_CACHE_CONTROL)
 KVM_SET_TSS_ADDR: Final = Ioctl("KVM_SET_TSS_ADDR", io(0x47), _VM, _VALUE, cap=Cap.SET_TSS_ADDR, note="a gpa")
 KVM_SET_IDENTITY_MAP_ADDR: Final = Ioctl(
-    "KVM_SET_IDENTITY_MAP_ADDR", iow(0x48, u64), _VM, _IN, u64, cap=Cap.SET_IDENTITY_MAP_ADDR)
+    "KVM_SET_IDENTITY_MAP_ADDR", iow(0x48, u64), _VM, _IN, u64, cap=Cap.SET_IDENTITY_MAP_ADDR, note=_STATE_FIRST)
 
 # VM: interrupts
 KVM_CREATE_IRQCHIP: Final = Ioctl("KVM_CREATE_IRQCHIP", io(0x60), _VM, _NONE, cap=Cap.IRQCHIP)
@@ -199,7 +200,8 @@ KVM_SET_REGS: Final = Ioctl("KVM_SET_REGS", iow(0x82, vcpu.Regs), _VCPU, _IN, vc
 KVM_GET_SREGS: Final = Ioctl("KVM_GET_SREGS", ior(0x83, vcpu.Sregs), _VCPU, _OUT, vcpu.Sregs)
 KVM_SET_SREGS: Final = Ioctl("KVM_SET_SREGS", iow(0x84, vcpu.Sregs), _VCPU, _IN, vcpu.Sregs)
 KVM_GET_SREGS2: Final = Ioctl("KVM_GET_SREGS2", ior(0xCC, vcpu.Sregs2), _VCPU, _OUT, vcpu.Sregs2, cap=Cap.SREGS2)
-KVM_SET_SREGS2: Final = Ioctl("KVM_SET_SREGS2", iow(0xCD, vcpu.Sregs2), _VCPU, _IN, vcpu.Sregs2, cap=Cap.SREGS2)
+KVM_SET_SREGS2: Final = Ioctl(
+    "KVM_SET_SREGS2", iow(0xCD, vcpu.Sregs2), _VCPU, _IN, vcpu.Sregs2, cap=Cap.SREGS2, note=_STATE_FIRST)
 KVM_GET_FPU: Final = Ioctl("KVM_GET_FPU", ior(0x8C, fpu.Fpu), _VCPU, _OUT, fpu.Fpu)
 KVM_SET_FPU: Final = Ioctl("KVM_SET_FPU", iow(0x8D, fpu.Fpu), _VCPU, _IN, fpu.Fpu)
 KVM_GET_XSAVE: Final = Ioctl(
@@ -237,11 +239,11 @@ KVM_GET_CPUID2: Final = Ioctl(
 KVM_GET_LAPIC: Final = Ioctl(
     "KVM_GET_LAPIC", ior(0x8E, apic.LapicState), _VCPU, _OUT, apic.LapicState, cap=Cap.IRQCHIP)
 KVM_SET_LAPIC: Final = Ioctl(
-    "KVM_SET_LAPIC", iow(0x8F, apic.LapicState), _VCPU, _IN, apic.LapicState, cap=Cap.IRQCHIP)
+    "KVM_SET_LAPIC", iow(0x8F, apic.LapicState), _VCPU, _IN, apic.LapicState, cap=Cap.IRQCHIP, note=_STATE_FIRST)
 KVM_TPR_ACCESS_REPORTING: Final = Ioctl(
     "KVM_TPR_ACCESS_REPORTING", iowr(0x92, apic.TprAccessCtl), _VCPU, _INOUT, apic.TprAccessCtl, cap=Cap.VAPIC)
 KVM_SET_VAPIC_ADDR: Final = Ioctl(
-    "KVM_SET_VAPIC_ADDR", iow(0x93, apic.VapicAddr), _VCPU, _IN, apic.VapicAddr, cap=Cap.VAPIC)
+    "KVM_SET_VAPIC_ADDR", iow(0x93, apic.VapicAddr), _VCPU, _IN, apic.VapicAddr, cap=Cap.VAPIC, note=_STATE_FIRST)
 KVM_X86_SETUP_MCE: Final = Ioctl("KVM_X86_SETUP_MCE", iow(0x9C, u64), _VCPU, _IN, u64, cap=Cap.MCE)
 KVM_X86_SET_MCE: Final = Ioctl("KVM_X86_SET_MCE", iow(0x9E, debug.X86Mce), _VCPU, _IN, debug.X86Mce, cap=Cap.MCE)
 KVM_GET_NESTED_STATE: Final = Ioctl(

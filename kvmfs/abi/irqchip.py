@@ -125,7 +125,7 @@ class PitConfig(Struct):
 
 
 class PitChannelState(Struct):
-    """A channel of the i8254. ``count`` can be 65536; ``count_load_time`` in ns of CLOCK_MONOTONIC's boot time."""
+    """A channel of the i8254. ``count`` can be 65536; ``count_load_time`` in ns of CLOCK_MONOTONIC."""
 
     c_name = "struct kvm_pit_channel_state"
     _fields_ = (

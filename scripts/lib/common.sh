@@ -42,7 +42,7 @@ step() {
     wait "$pid" || status=$?
     if ((status)); then
         say "  $what: failed (status $status); the end of $log:"
-        tail -n 30 "$log" >&2
+        tail -n 30 "$log" | cut -c 1-200 >&2
         exit "$status"
     fi
     say "  $what: $((SECONDS - started)) s"

@@ -8,7 +8,7 @@ readonly source_package=linux-source-6.12
 
 # What the exported headers and the KVM selftests are made of: a tenth of the tree.
 readonly linux_parts=(Makefile Kbuild .gitignore COPYING arch/x86 include scripts usr/include tools/arch tools/build tools/include
-    tools/scripts tools/testing/selftests/Makefile tools/testing/selftests/lib.mk 'tools/testing/selftests/*.h'
+    tools/lib tools/scripts tools/testing/selftests/Makefile tools/testing/selftests/lib.mk 'tools/testing/selftests/*.h'
     tools/testing/selftests/kvm tools/testing/selftests/rseq Documentation/virt/kvm virt)
 
 apt_version() { apt-cache policy "$1" 2>/dev/null | sed -n 's/^ *Candidate: //p' | grep -v '(none)' || true; }
@@ -19,7 +19,6 @@ know_packages() {
 
 unpack_linux() {
     local entry=$1 deb
-    rm -rf "$entry/tree"
     mkdir -p "$entry/tree"
     download "$entry" "$source_package"
     deb=$(echo "$entry"/*.deb)
@@ -35,25 +34,24 @@ build_selftests() {
     shift
     mkdir -p "$entry/selftests"
     # rseq's headers are found through the tree; OUTPUT keeps the programs out of it.
-    make -C "$entry/tree/tools/testing/selftests/kvm" -j "$jobs" OUTPUT="$entry/selftests" "${@/#/$entry/selftests/}"
+    make -C "$entry/tree/tools/testing/selftests/kvm" -s -j "$jobs" OUTPUT="$entry/selftests" "${@/#/$entry/selftests/}"
 }
 
-# linux_entry: set `linux` to the cache entry, its tree unpacked and its headers exported.
+# linux_entry: set `linux` to the cache entry: tree/ unpacked, its headers exported to tree/usr/include.
 linux_entry() {
-    linux=$(newest_complete linux)
-    [[ -n $linux ]] && return
-    # One that has a tree but not yet all selftests.
-    linux=$(find "$cache" -mindepth 2 -maxdepth 2 -path "$cache/linux-*/headers" -printf '%h\n' | sort -V | tail -n 1)
-    [[ -n $linux ]] && return
+    local version parts
+    parts=$(printf '%s ' "${linux_parts[@]}")
+    linux=$(find "$cache" -mindepth 2 -maxdepth 2 -path "$cache/linux-*/parts" -printf '%h\n' | sort -V | tail -n 1)
+    is_stamped "$linux/parts" "$parts" && return
     know_packages
-    local version
     version=$(apt_version "$source_package")
-    [[ -n $version ]] || die "apt knows no $source_package: on anything but Debian 12 or later, set KVMFS_LINUX and KVMFS_SELFTESTS"
+    [[ -n $version ]] || die "apt knows no $source_package; elsewhere, set KVMFS_LINUX and KVMFS_SELFTESTS and use pytest"
     linux=$cache/linux-$version
+    rm -rf "$linux"
     mkdir -p "$linux"
     step "Linux $version: source" unpack_linux "$linux"
     step "Linux $version: headers" linux_headers "$linux"
-    touch "$linux/headers"
+    echo "$parts" >"$linux/parts"
 }
 
 # selftests [PROGRAM...]: build the kernel's KVM selftests, or only the named ones.

@@ -1,0 +1,132 @@
+"""`kvmfs serve` with a real character device: CUSE, in a virtual machine whose kernel has it.
+
+The machine boots once.  In it the daemon starts, the clients run one after the other, the daemon is told to end; each
+test then looks at its own part of the transcript.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.cuse.vm import VM, Result
+from tests.support import paths
+
+SELFTESTS = [
+    "guest_memfd_test",
+    "x86_64/private_mem_kvm_exits_test",
+    "x86_64/private_mem_conversions_test",
+    "x86_64/userspace_io_test",
+]
+
+_JOB = """
+set -u
+echo "@@ daemon"
+{kvmfs} serve >/tmp/serve.log 2>&1 &
+daemon=$!
+# devtmpfs makes the node the moment the daemon answers CUSE_INIT
+for try in $(seq 600); do
+    [ -c /dev/kvm ] && break
+    kill -0 $daemon || break
+    sleep 0.1
+done
+stat -c 'is a %F' /dev/kvm
+echo "@@= $?"
+run() {{
+    echo "@@ $1"
+    shift
+    "$@" 2>&1
+    echo "@@= $?"
+}}
+{runs}
+echo "@@ stop"
+kill $daemon
+wait $daemon
+echo "status $?"
+[ ! -e /dev/kvm ]
+echo "@@= $?"
+echo "@@ log"
+cat /tmp/serve.log
+echo "@@= 0"
+"""
+
+
+@dataclass(frozen=True)
+class Part:
+    status: int
+    output: str
+
+
+@dataclass(frozen=True)
+class Session:
+    machine: Result
+    parts: dict[str, Part]
+
+    def part(self, name: str) -> Part:
+        if name not in self.parts:
+            pytest.fail(f"the machine did not get as far as {name}\n{self.machine}", pytrace=False)
+        return self.parts[name]
+
+    def succeeded(self, name: str) -> str:
+        part = self.part(name)
+        if part.status:
+            log = self.parts.get("log", Part(0, "")).output
+            pytest.fail(f"{name}: status {part.status}\n{part.output}\nthe daemon:\n{log}", pytrace=False)
+        return part.output
+
+
+def _parts(output: str) -> dict[str, Part]:
+    found: dict[str, Part] = {}
+    name, lines = "", list[str]()
+    for line in output.splitlines():
+        if line.startswith("@@= "):
+            found[name] = Part(int(line[4:]), "\n".join(lines))
+        elif line.startswith("@@ "):
+            name, lines = line[3:], []
+        else:
+            lines.append(line)
+    return found
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory, linux_headers: Path, selftests_dir: Path) -> Session:
+    kernel = paths.vm_kernel()
+    client = tmp_path_factory.mktemp("cuse") / "conversions"
+    source = paths.ROOT / "examples" / "conversions.c"
+    subprocess.run(["cc", "-static", "-O2", "-isystem", linux_headers, "-o", client, source], check=True)
+
+    programs = {"conversions": client, **{Path(path).name: selftests_dir / path for path in SELFTESTS}}
+    runs = "\n".join(f"run {name} {shlex.quote(str(path))}" for name, path in programs.items())
+    job = _JOB.format(kvmfs=f"{shlex.quote(sys.executable)} -m kvmfs", runs=runs)
+    # kvm: the selftests look into its parameters in sysfs; without a vendor module it makes no device.
+    vm = VM(kernel, ["cuse", "kvm"])
+    # Compiled by scripts/setup, for the CPU that QEMU emulates.
+    env = {"KVMFS_CACHE_DIR": str(paths.cache_dir() / "vm"), "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    machine = vm.run(job, 600, cwd=paths.ROOT, env=env)
+    return Session(machine, _parts(machine.output))
+
+
+@pytest.mark.timeout(700)
+def test_the_daemon_makes_a_character_device(session: Session) -> None:
+    assert session.succeeded("daemon") == "is a character special file"
+
+
+def test_a_client_of_ours_converts_memory_and_resolves_faults(session: Session) -> None:
+    output = session.succeeded("conversions")
+    assert "memory fault: gpa 0x402000 size 0x1000 flags 0x8" in output
+    assert "memory fault: gpa 0x600000 size 0x1000 flags 0x8" in output
+    assert output.endswith("guest: done")
+
+
+@pytest.mark.parametrize("program", [Path(path).name for path in SELFTESTS])
+def test_kernel_selftest_on_the_character_device(session: Session, program: str) -> None:
+    session.succeeded(program)
+
+
+def test_the_device_goes_with_the_daemon(session: Session) -> None:
+    session.succeeded("stop")

@@ -42,6 +42,7 @@ RMW_HOST = _l.u64()  # host address, 0: not directly reachable
 RMW_LINEAR = _l.u64()
 RMW_OLD = _l.bytes(16)
 RMW_FLAGS = _l.u64(2)  # FLAG_RESULT, FLAG_AUX before the operation, for a retried locked instruction
+RMW_SAVED = _l.u64(2)  # RAX and the source register before it
 
 # Segment registers: ES CS SS DS FS GS LDTR TR, each {selector, base, limit in bytes (inclusive), attributes}
 # Attributes: bits 40..55 of the descriptor moved down (type 0-3, S 4, DPL 5-6, P 7, AVL 12, L 13, D/B 14, G 15),
@@ -53,6 +54,7 @@ ES, CS, SS, DS, FS, GS, LDTR, TR = (SEGMENTS + SEGMENT_SIZE * i for i in range(8
 GDTR_BASE, GDTR_LIMIT, IDTR_BASE, IDTR_LIMIT = (_l.u64() for _ in range(4))
 
 CR0, CR2, CR3, CR4, CR8, XCR0 = (_l.u64() for _ in range(6))
+PDPTE = _l.u64(4)  # PAE paging walks these registers, loaded with CR3 (mmu/walk.py load_pdptes), not memory
 DR = _l.u64(4)
 DR6, DR7 = _l.u64(), _l.u64()
 
@@ -101,17 +103,34 @@ MMIO_WRITES = _l.u64()  # number of queued write fragments {gpa, size, data}, re
 MMIO_QUEUE = _l.bytes(24 * 64)
 MMIO_READS = _l.u64()  # completed read fragments {gpa, size, data} of the instruction being re-executed
 MMIO_CACHE = _l.bytes(24 * 64)
+MMIO_USED = _l.u64()  # how many of them this attempt has consumed; 0 at the start of each attempt
+MMIO_LIMIT = 64  # fragments in each of the two
 
 # Address translation results (mmu/)
 XLAT_GPA = _l.u64()
 XLAT_KIND = _l.u64()
 XLAT_CLIENT = _l.u64()  # client address, for remote memory
 FAULT_GPA, FAULT_SIZE, FAULT_FLAGS, FAULT_ERRNO = (_l.u64() for _ in range(4))
+SLOT_HINT, ATTRIBUTE_HINT = _l.u64(), _l.u64()  # where the last lookups ended, as table indices
+WALK_GPA, WALK_PTE = _l.u64(6), _l.u64(6)  # paging-structure entries that the walk used, by level (1: PTE)
+WALK_TOP, WALK_LEAF = _l.u64(), _l.u64()  # levels where it began and ended
+PIECES = _l.u64(2 * 2)  # an access in one or two pages: {XLAT_KIND, host address or gpa or client address}
+BOUNCE = _l.bytes(4096, align=64)  # assembles reads that are not one piece of host memory
 
 # The decoded-code cache (cpu/block.py) and the TLBs (mmu/tlb.py)
 BLOCK_TABLE, BLOCK_ARENA, BLOCK_NEXT, BLOCK_END = (_l.u64() for _ in range(4))
 TLB_BASE = _l.u64()
 TLB_GENERATION = _l.u64()
+
+OPCODES = _l.u64()  # address of the compiled opcode tables (cpu/optable.py)
+# The decoder's working words (cpu/decode.py, cpu/emit.py)
+D_BYTES, D_CURSOR, D_LIMIT, D_SHORT = (_l.u64() for _ in range(4))  # guest bytes, position, how many, ran out
+D_START, D_BLOCK, D_RECORD, D_ENTRY = (_l.u64() for _ in range(4))
+D_OPCODE, D_PREFIX, D_REX, D_OSIZE, D_ASIZE, D_REP, D_LOCK, D_SEGMENT = (_l.u64() for _ in range(8))
+D_MODRM, D_MOD, D_REG, D_RM = (_l.u64() for _ in range(4))
+D_BASE, D_INDEX, D_SCALE, D_DISP, D_SEG_PTR, D_STACK, D_RIP_RELATIVE = (_l.u64() for _ in range(7))
+D_IMM, D_FIRST = _l.u64(), _l.u64()
+REMOTE_CODE = _l.u64()  # two pages of scratch: code that lies in remote memory is copied here before it is decoded
 
 # Counters
 INSTRUCTIONS, EXITS, TLB_MISSES, BLOCKS_DECODED = (_l.u64() for _ in range(4))

@@ -1,25 +1,47 @@
-"""Blocks shared by the vCPUs of one virtual machine: the VM block, memslot records, attribute ranges.
+"""Blocks shared by the vCPUs of one virtual machine: the VM block, memslot records, lookup tables; and the TLB.
 
-Tables are immutable snapshots. The embedder builds a new table, stores its address (one atomic word), asks every vCPU
-for REQ_TLB_FLUSH, waits until none runs on old translations, and only then frees the old one.
+Tables and records are immutable once published. To change something the embedder
+
+1. builds the new table (mmu/tables.py) and stores its address in the VM block: one word, seen whole or not at all;
+2. adds 1 to GENERATION, sets REQ_TLB_FLUSH (atomic or) in every vCPU's REQUEST;
+3. waits for each vCPU until the bit is clear again or MODE is 0 (both are seq_cst: a vCPU that enters the guest sets
+   MODE first and looks at REQUEST then, so one of the two sides always sees the other);
+4. and only then frees the old table, unmaps memory, and returns from its ioctl.
 """
 
 from ..layout import Layout
 
 _v = Layout()
-SLOTS = _v.u64()  # address of a slot table: {count, pad[7]} then memslot records sorted by BASE_GFN
-ATTRIBUTES = _v.u64()  # address of an attribute table: {count, pad[7]} then ranges {first gfn, end gfn, attributes, 0}
-PRIVATE_MEMORY = _v.u64()  # 1: the VM type has private memory (attributes decide), 0: all is shared
-FAULT_IN = _v.u64()  # int64 f(vm, slot record, gfn, write): make the client's page present; 0 or -errno
-REMOTE_READ = _v.u64()  # int64 f(vm, client address, host buffer, size): memory reachable only page by page; 0 or -errno
+SLOTS = _v.u64()  # address of the slot table: {count, pad[7]}, then {first gfn, slot record's address}, by gfn
+ATTRIBUTES = _v.u64()  # address of the attribute table: {count, pad[7]}, then {first gfn, attributes}, by gfn
+PRIVATE_MEMORY = _v.u64()  # who says whether an access is private (PRIVATE_* below)
+PRIVATE_BIT = _v.u64()  # mask of the gpa bit that says so, for PRIVATE_BY_BIT and SHARED_BY_BIT; else 0
+FAULT_IN = _v.u64()  # int64 f(vm, client address, gfn, write): make the client's page present; 0 or -errno
+REMOTE_READ = _v.u64()  # int64 f(vm, client address, host buffer, size): for memory that we cannot map; 0 or -errno
 REMOTE_WRITE = _v.u64()
 CLIENT = _v.u64()  # the client's pid, for the functions above
 GENERATION = _v.u64()  # bumped with each published change
-LOG_FAULT = _v.u64()  # int64 f(vcpu, ...) or 0: embedder's fault log
+LOG_FAULT = _v.u64()  # int64 f(vcpu, gpa, write, reason), reason as FAULT_* below: the embedder's fault log, or 0
 EMBEDDER = _v.bytes(256)
 VM_SIZE = _v.size
 
+# The functions above may block: they are called with MODE 0, and what they were given may be gone when they look.
+
+# PRIVATE_MEMORY
+PRIVATE_NEVER = 0  # all memory is shared
+PRIVATE_BY_ATTRIBUTE = 1  # KVM_X86_SW_PROTECTED_VM: the attribute decides, so nothing can disagree with it
+PRIVATE_BY_BIT = 2  # the gpa's PRIVATE_BIT set means private (SEV-SNP's C-bit)
+SHARED_BY_BIT = 3  # set means shared (TDX)
+
+# LOG_FAULT's reasons
+FAULT_DISAGREES = 1  # the access is private and the attribute is not, or the other way round
+FAULT_NO_SLOT = 2  # private, and no memslot
+FAULT_NO_GMEM = 3  # private, and the slot has no guest_memfd
+FAULT_NO_PAGE = 4  # shared, and the client's memory has no page there, or one that may not be written
+
 TABLE_HEADER = 64
+TABLE_ENTRY = 16
+ENTRY_FIRST, ENTRY_VALUE = 0, 8
 
 _s = Layout()
 SLOT_BASE_GFN = _s.u64()
@@ -29,7 +51,7 @@ SLOT_CLIENT = _s.u64()  # the same in the client's address space
 SLOT_PRIVATE = _s.u64()  # our mapping of the slot's first guest_memfd page; 0: no guest_memfd bound
 SLOT_FLAGS = _s.u64()  # SLOT_* flags below
 SLOT_ID = _s.u64()
-SLOT_TOUCHED = _s.u64()  # address of a bitmap, 2 bits a page: 1 faulted in for reading, 2 for writing
+SLOT_TOUCHED = _s.u64()  # address of a bitmap, 2 bits a page: 1 faulted in for reading, 2 for writing; 0: all present
 SLOT_DIRTY = _s.u64()  # address of the dirty bitmap (a bit a page), 0: not logged
 SLOT_EMBEDDER = _s.u64(3)
 SLOT_RECORD = 128
@@ -39,8 +61,7 @@ SLOT_READONLY = 1
 SLOT_HAS_GMEM = 2  # created with KVM_MEM_GUEST_MEMFD, whether or not its file still lives
 SLOT_LOG_DIRTY = 4
 
-RANGE_FIRST, RANGE_END, RANGE_ATTRIBUTES = 0, 8, 16
-RANGE_RECORD = 32
+# KVM_MEMORY_ATTRIBUTE_PRIVATE and KVM_MEMORY_EXIT_FLAG_PRIVATE are the same bit
 ATTRIBUTE_PRIVATE = 8
 
 # TLB entry, 32 bytes: page address per access kind (a value with a low bit set never matches), and what to add to a
@@ -51,14 +72,26 @@ TLB_ENTRIES = 1024
 TLB_INVALID = 1
 # Three TLBs a vCPU: what user mode, the supervisor under SMAP, and the supervisor with AC set may touch.
 TLB_USER, TLB_SUPERVISOR, TLB_SUPERVISOR_AC = 0, 1, 2
+TLB_KINDS = 3
 TLB_SIZE = TLB_ENTRIES * TLB_ENTRY
+# Behind them, a bit an entry and a bitmap a TLB: filled, filled from a global page, filled from a large page.
+TLB_MAP = TLB_ENTRIES // 8
+TLB_USED = TLB_KINDS * TLB_SIZE
+TLB_GLOBAL = TLB_USED + TLB_KINDS * TLB_MAP
+TLB_LARGE = TLB_GLOBAL + TLB_KINDS * TLB_MAP
+TLB_BYTES = TLB_LARGE + TLB_KINDS * TLB_MAP
 
-# translate(): what kind of access
-READ, WRITE, FETCH, IMPLICIT_SUPERVISOR = 0, 1, 2, 4
+# translate(): what kind of access. The access functions take the flags with the size: size | flags << ACCESS_SHIFT.
+READ, WRITE, FETCH = 0, 1, 2
+IMPLICIT_SUPERVISOR = 4  # to a descriptor table, a TSS: supervisor at any CPL, and AC does not lift SMAP
+STACK = 8  # a non-canonical address is #SS, not #GP
+SYSTEM = 16  # supervisor at any CPL (KVM's own accesses)
+ACCESS_SHIFT = 16
 
 # XLAT_KIND: where a guest-physical address leads
 TO_HOST = 0  # directly reachable
 TO_MMIO = 1
 TO_REMOTE = 2  # the client's memory, through REMOTE_READ/REMOTE_WRITE; XLAT_CLIENT
-TO_FAULT = 3  # memory fault, FAULT_*
+TO_FAULT = 3  # an exit: memory fault or EFAULT, FAULT_*
 TO_EXCEPTION = 4  # guest page fault, EXC_*
+TO_RETRY = 5  # translations changed meanwhile: execute the instruction again

@@ -1,0 +1,21 @@
+"""The group of compiled functions "mmu", and their slots in the function table for callers in other groups."""
+
+from . import access  # noqa: F401  (the last of the line: imports all others, each of which adds its functions)
+from .members import group
+
+SELECT_TLB = group.slot("select_tlb")
+TLB_INIT = group.slot("tlb_init")
+TLB_FLUSH = group.slot("tlb_flush")
+TLB_FLUSH_PAGE = group.slot("tlb_flush_page")
+RESOLVE = group.slot("resolve")
+WALK = group.slot("walk")
+LOAD_PDPTES = group.slot("load_pdptes")
+TRANSLATE = group.slot("translate")
+READ_SLOW = group.slot("read_slow")
+WRITE_SLOW = group.slot("write_slow")
+PROBE_WRITE = group.slot("probe_write")
+RMW_READ_SLOW = group.slot("rmw_read_slow")
+RMW_WRITE_SLOW = group.slot("rmw_write_slow")
+READ_PHYS = group.slot("read_phys")
+WRITE_PHYS = group.slot("write_phys")
+TRANSLATE_DEBUG = group.slot("translate_debug")

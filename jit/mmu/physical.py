@@ -1,0 +1,95 @@
+"""Guest-physical accesses on KVM's own behalf, as kvm_vcpu_read_guest and kvm_vcpu_write_guest make them.
+
+They see a memslot's shared side, whatever the attributes say, and no MMIO: userspace_addr is what KVM has. The vCPU's
+own thread calls them, in or out of the guest, but never within an instruction: host addresses and TLB entries from
+before are gone afterwards. EXIT, EXC_* and LEAVE stay as they are.
+"""
+
+from errno import EAGAIN, EFAULT
+
+from ..build import compiled
+from ..raw import call4, load8, load16, load32, load64, lshr, memcpy, store8, store16, store32, store64
+from ..state import MODE, VM
+from .layout import REMOTE_READ, REMOTE_WRITE, SLOT_BASE_GFN, SLOT_CLIENT, SLOT_FLAGS, SLOT_HOST, SLOT_READONLY
+from .members import member
+from .resolve import find_slot, mark_dirty, touch
+from .tlb import acknowledge_flush, enter_guest, leave_guest
+
+
+@compiled
+def copy(dst, src, size):
+    """Copy; operands of machine words as one load and one store, so that they are seen whole."""
+    if size == 8:
+        store64(dst, load64(src))
+    elif size == 4:
+        store32(dst, load32(src))
+    elif size == 2:
+        store16(dst, load16(src))
+    elif size == 1:
+        store8(dst, load8(src))
+    else:
+        memcpy(dst, src, size)
+
+
+@compiled
+def _copy_in_page(s, gpa, size, buffer, write):
+    """Copy within one page: 0, -errno, or 1 when translations changed before anything was copied."""
+    vm, gfn = load64(s + VM), lshr(gpa, 12)
+    slot = find_slot(s, vm, gfn)
+    if slot == 0 or (write and load64(slot + SLOT_FLAGS) & SLOT_READONLY):
+        return -EFAULT
+    index = gfn - load64(slot + SLOT_BASE_GFN)
+    offset = (index << 12) | (gpa & 4095)
+    memory = load64(slot + SLOT_HOST)
+    if memory == 0:
+        if write:
+            mark_dirty(slot, index)
+        client = load64(slot + SLOT_CLIENT) + offset
+        function = load64(vm + (REMOTE_WRITE if write else REMOTE_READ))
+        leave_guest(s)
+        result = call4(function, vm, client, buffer, size)
+        enter_guest(s)
+        return result
+    result = touch(s, slot, index, write)
+    if result != 0:
+        return result
+    if write:
+        mark_dirty(slot, index)
+        copy(memory + offset, buffer, size)
+    else:
+        copy(buffer, memory + offset, size)
+    return 0
+
+
+@compiled
+def _copy_pages(s, gpa, size, buffer, write):
+    outside = load64(s + MODE) == 0
+    if outside:
+        enter_guest(s)
+    result, done = 0, 0
+    while done < size and result >= 0:
+        left = 4096 - ((gpa + done) & 4095)
+        now = size - done if size - done < left else left
+        result = _copy_in_page(s, gpa + done, now, buffer + done, write)
+        if result > 0 or result == -EAGAIN:
+            acknowledge_flush(s)
+            result = 0
+        elif result == 0:
+            done += now
+    if outside:
+        leave_guest(s)
+    return result
+
+
+def read_phys(s, gpa, size, buffer):
+    """Copy shared guest memory at `gpa` to `buffer`: 0 or -errno (EFAULT: no memslot, or no client page)."""
+    return _copy_pages(s, gpa, size, buffer, 0)
+
+
+def write_phys(s, gpa, size, buffer):
+    """Copy `buffer` to shared guest memory at `gpa`, dirty-logged: 0 or -errno (EFAULT also: a read-only slot)."""
+    return _copy_pages(s, gpa, size, buffer, 1)
+
+
+read_phys = member(read_phys)
+member(write_phys)

@@ -1,0 +1,301 @@
+"""Guest-physical to host addresses: what kvm_mmu_faultin_pfn does, in its order (arch/x86/kvm/mmu/mmu.c, 6.12).
+
+Is the access private; does the attribute agree (else a memory fault); which memslot (none: MMIO, or a memory fault if
+private); then the guest_memfd page, or the client's page. Memory faults carry the page's gpa, 4096, and the PRIVATE
+flag. A client page that cannot be had is EFAULT without fault information, as kvm_handle_error_pfn has it.
+"""
+
+from errno import EAGAIN, EFAULT, EINTR
+
+from ..build import compiled
+from ..raw import atomic_or, call4, load64, lshr, store64, ule, ult
+from ..state import (
+    ATTRIBUTE_HINT,
+    EXIT,
+    EXIT_EFAULT,
+    EXIT_INTERRUPTED,
+    EXIT_MEMORY_FAULT,
+    FAULT_ERRNO,
+    FAULT_FLAGS,
+    FAULT_GPA,
+    FAULT_SIZE,
+    FAULTS,
+    LEAVE,
+    LEAVE_EXIT,
+    LEAVE_RETRY,
+    SLOT_HINT,
+    VM,
+    XLAT_CLIENT,
+    XLAT_GPA,
+    XLAT_KIND,
+)
+from .layout import (
+    ATTRIBUTE_PRIVATE,
+    ATTRIBUTES,
+    ENTRY_FIRST,
+    ENTRY_VALUE,
+    FAULT_DISAGREES,
+    FAULT_IN,
+    FAULT_NO_GMEM,
+    FAULT_NO_PAGE,
+    FAULT_NO_SLOT,
+    LOG_FAULT,
+    PRIVATE_BIT,
+    PRIVATE_BY_ATTRIBUTE,
+    PRIVATE_BY_BIT,
+    PRIVATE_MEMORY,
+    PRIVATE_NEVER,
+    REMOTE_READ,
+    REMOTE_WRITE,
+    SLOT_BASE_GFN,
+    SLOT_CLIENT,
+    SLOT_DIRTY,
+    SLOT_FLAGS,
+    SLOT_HOST,
+    SLOT_NPAGES,
+    SLOT_PRIVATE,
+    SLOT_READONLY,
+    SLOT_TOUCHED,
+    SLOTS,
+    TABLE_ENTRY,
+    TABLE_HEADER,
+    TO_FAULT,
+    TO_HOST,
+    TO_MMIO,
+    TO_REMOTE,
+    TO_RETRY,
+)
+from .members import member
+from .tlb import enter_guest, leave_guest
+
+
+@compiled
+def search(table, gfn):
+    """Index of the last entry of a non-empty table whose first gfn is not above `gfn`, or 0 when all are."""
+    keys = table + TABLE_HEADER + ENTRY_FIRST
+    index, count = 0, load64(table)
+    # Without branches: random addresses would have half of them mispredicted.
+    while count > 1:
+        half = count >> 1
+        index += half & -ule(load64(keys + (index + half) * TABLE_ENTRY), gfn)
+        count -= half
+    return index
+
+
+@compiled
+def _slot_holds(record, gfn):
+    return ult(gfn - load64(record + SLOT_BASE_GFN), load64(record + SLOT_NPAGES))
+
+
+@compiled
+def find_slot(s, vm, gfn):
+    """The memslot record that holds `gfn`, or 0."""
+    table, hint = load64(vm + SLOTS), load64(s + SLOT_HINT)
+    if table == 0 or load64(table) == 0:
+        return 0
+    if ult(hint, load64(table)):
+        record = load64(table + TABLE_HEADER + hint * TABLE_ENTRY + ENTRY_VALUE)
+        if _slot_holds(record, gfn):
+            return record
+    index = search(table, gfn)
+    record = load64(table + TABLE_HEADER + index * TABLE_ENTRY + ENTRY_VALUE)
+    if _slot_holds(record, gfn):
+        store64(s + SLOT_HINT, index)
+        return record
+    return 0
+
+
+@compiled
+def find_attributes(s, vm, gfn):
+    """The memory attributes of `gfn`."""
+    table, hint = load64(vm + ATTRIBUTES), load64(s + ATTRIBUTE_HINT)
+    if table == 0 or load64(table) == 0:
+        return 0
+    entry = table + TABLE_HEADER + hint * TABLE_ENTRY
+    if ult(hint, load64(table) - 1) and ule(load64(entry), gfn) and ult(gfn, load64(entry + TABLE_ENTRY)):
+        return load64(entry + ENTRY_VALUE)
+    index = search(table, gfn)
+    store64(s + ATTRIBUTE_HINT, index)
+    entry = table + TABLE_HEADER + index * TABLE_ENTRY
+    return load64(entry + ENTRY_VALUE) if ule(load64(entry), gfn) else 0
+
+
+# Exits ----------
+
+
+@compiled
+def retry(s):
+    """Translations changed under the instruction: execute it again."""
+    store64(s + XLAT_KIND, TO_RETRY)
+    store64(s + LEAVE, LEAVE_RETRY)
+    return 0
+
+
+def _fault_exit(s, gpa, private, write_reason):
+    """Leave for KVM_EXIT_MEMORY_FAULT, or for EFAULT when it is the client's page that is missing."""
+    write, reason = write_reason & 1, write_reason >> 1
+    store64(s + XLAT_KIND, TO_FAULT)
+    store64(s + FAULT_GPA, gpa & ~4095)
+    store64(s + FAULT_SIZE, 4096)
+    store64(s + FAULT_FLAGS, ATTRIBUTE_PRIVATE if private else 0)
+    store64(s + FAULTS, load64(s + FAULTS) + 1)
+    store64(s + LEAVE, LEAVE_EXIT)
+    if reason == FAULT_NO_PAGE:
+        store64(s + EXIT, EXIT_EFAULT)
+    else:
+        store64(s + EXIT, EXIT_MEMORY_FAULT)
+        store64(s + FAULT_ERRNO, EFAULT)
+    log = load64(load64(s + VM) + LOG_FAULT)
+    if log != 0:
+        leave_guest(s)
+        call4(log, s, gpa, write, reason)
+        enter_guest(s)
+    return 0
+
+
+_exit_with_fault = member(_fault_exit)
+
+
+@compiled
+def _memory_fault(s, gpa, private, write, reason):
+    return _exit_with_fault(s, gpa, private, write | reason << 1)
+
+
+@compiled
+def client_error(s, gpa, error, write):
+    """Leave because the client's memory answered `-error`; EINTR is a signal to the vCPU's thread, EAGAIN a retry."""
+    if error == EAGAIN:
+        return retry(s)
+    store64(s + FAULT_ERRNO, error)
+    if error == EINTR:
+        store64(s + XLAT_KIND, TO_FAULT)
+        store64(s + EXIT, EXIT_INTERRUPTED)
+        store64(s + LEAVE, LEAVE_EXIT)
+        return 0
+    return _memory_fault(s, gpa, 0, write, FAULT_NO_PAGE)
+
+
+# The client's memory ----------
+
+
+@compiled
+def mark_dirty(slot, index):
+    """Note in the dirty log, if there is one, that the slot's page `index` is about to be written."""
+    bitmap = load64(slot + SLOT_DIRTY)
+    if bitmap != 0:
+        word, bit = bitmap + ((index >> 6) << 3), 1 << (index & 63)
+        if not load64(word) & bit:
+            atomic_or(word, bit)
+
+
+def _touch(s, slot, index, write):
+    """Have the client's page present: 0, -errno, or 1 when translations changed while it was being faulted in.
+
+    Like an mmu_notifier user: the slot may be gone after the call, and then nothing of it may be used.
+    """
+    vm = load64(s + VM)
+    function, bitmap = load64(vm + FAULT_IN), load64(slot + SLOT_TOUCHED)
+    word, shift = bitmap + ((index >> 5) << 3), (index & 31) << 1
+    client, gfn = load64(slot + SLOT_CLIENT) + (index << 12), load64(slot + SLOT_BASE_GFN) + index
+    if function != 0:
+        leave_guest(s)
+        result = call4(function, vm, client, gfn, write)
+        changed = enter_guest(s)
+        if result < 0:
+            return result
+        if changed:
+            return 1
+    atomic_or(word, (3 if write else 1) << shift)
+    return 0
+
+
+_fault_in = member(_touch)
+
+
+@compiled
+def touch(s, slot, index, write):
+    """_touch, once for each page and kind of access."""
+    bitmap = load64(slot + SLOT_TOUCHED)
+    if bitmap == 0:
+        return 0
+    have = lshr(load64(bitmap + ((index >> 5) << 3)), (index & 31) << 1)
+    if have & (2 if write else 1):
+        return 0
+    return _fault_in(s, slot, index, write)
+
+
+def _remote(s, buffer, size, write):
+    """Copy `size` bytes of the client's memory at XLAT_CLIENT to or from `buffer`: 1, or 0 to leave.
+
+    A read during which translations changed is repeated; a write is done, and the TLBs are already flushed.
+    """
+    vm, gpa = load64(s + VM), load64(s + XLAT_GPA)
+    leave_guest(s)
+    result = call4(load64(vm + (REMOTE_WRITE if write else REMOTE_READ)), vm, load64(s + XLAT_CLIENT), buffer, size)
+    changed = enter_guest(s)
+    if result < 0:
+        return client_error(s, gpa, -result, write)
+    if changed and not write:
+        return retry(s)
+    return 1
+
+
+remote_copy = member(_remote)
+
+
+# The resolution ----------
+
+
+def resolve(s, gpa, write):
+    """The host address of guest-physical `gpa`, dirty-logged when `write`, or 0: XLAT_KIND says why.
+
+    XLAT_GPA is the gpa. TO_MMIO and TO_REMOTE (XLAT_CLIENT) leave LEAVE alone; TO_FAULT and TO_RETRY set it.
+    """
+    vm = load64(s + VM)
+    rule = load64(vm + PRIVATE_MEMORY)
+    bit = gpa & load64(vm + PRIVATE_BIT)
+    gpa -= bit
+    gfn = lshr(gpa, 12)
+    private = 0
+    if rule != PRIVATE_NEVER:
+        attribute = find_attributes(s, vm, gfn) & ATTRIBUTE_PRIVATE
+        if rule == PRIVATE_BY_ATTRIBUTE:
+            private = attribute
+        else:
+            private = ATTRIBUTE_PRIVATE if (bit != 0) == (rule == PRIVATE_BY_BIT) else 0
+            if private != attribute:
+                return _memory_fault(s, gpa, private, write, FAULT_DISAGREES)
+    store64(s + XLAT_GPA, gpa)
+    store64(s + XLAT_KIND, TO_HOST)
+    slot = find_slot(s, vm, gfn)
+    if slot == 0:
+        if private:
+            return _memory_fault(s, gpa, private, write, FAULT_NO_SLOT)
+        store64(s + XLAT_KIND, TO_MMIO)
+        return 0
+    index = gfn - load64(slot + SLOT_BASE_GFN)
+    offset = (index << 12) | (gpa & 4095)
+    if private:
+        memory = load64(slot + SLOT_PRIVATE)
+        if memory == 0:
+            return _memory_fault(s, gpa, private, write, FAULT_NO_GMEM)
+    else:
+        if write and load64(slot + SLOT_FLAGS) & SLOT_READONLY:
+            store64(s + XLAT_KIND, TO_MMIO)
+            return 0
+        memory = load64(slot + SLOT_HOST)
+        if memory != 0:
+            result = touch(s, slot, index, write)
+            if result != 0:
+                return retry(s) if result > 0 else client_error(s, gpa, -result, write)
+    if write:
+        mark_dirty(slot, index)
+    if memory == 0:
+        store64(s + XLAT_CLIENT, load64(slot + SLOT_CLIENT) + offset)
+        store64(s + XLAT_KIND, TO_REMOTE)
+        return 0
+    return memory + offset
+
+
+resolve_inline = compiled(resolve)
+resolve = member(resolve)

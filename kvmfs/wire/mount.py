@@ -16,6 +16,7 @@ Facts this relies on (fs/namespace.c, fs/fuse/inode.c, mount_namespaces(7), fsop
 import ctypes
 import os
 import stat
+import struct
 from enum import IntEnum
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,7 @@ OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
 FSOPEN_CLOEXEC: Final = 1
 FSMOUNT_CLOEXEC: Final = 1
+MOUNT_ATTR_RDONLY: Final = 0x1
 MOUNT_ATTR_NOSUID: Final = 0x2
 MOUNT_ATTR_NODEV: Final = 0x4
 MOUNT_ATTR_NOEXEC: Final = 0x8
@@ -170,3 +172,9 @@ def abort_fuse(mount_fd: int) -> None:
             os.close(switch)
     finally:
         os.close(control)
+
+
+def make_read_only(mount_fd: int) -> None:
+    """Nothing can be written through this mount any more."""
+    attributes = struct.pack("<QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)  # struct mount_attr: set, clear, propagation, userns
+    syscall(Sys.MOUNT_SETATTR, mount_fd, "", AT_EMPTY_PATH, attributes, len(attributes))

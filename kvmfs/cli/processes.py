@@ -1,0 +1,186 @@
+"""The two children of `kvmfs run`: the broker, and the command it is all for.
+
+The broker must not be an ancestor of the command: it traces the command's threads, and a waitpid for its own children
+would eat their stops. It must not share the command's fate at the terminal either, so it has a session of its own.
+
+What ties the three together is PR_SET_PDEATHSIG, which the kernel sends when the thread that forked ends, however that
+happens: a killed launcher takes the command with it, as if it had executed it in its own place, and has the broker
+clean up. The launcher has one thread. exec of a set-user-ID program clears the setting.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import resource
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Final, NoReturn, Protocol
+
+from kvmfs.syscalls import Sys, syscall
+from kvmfs.wire.connection import Connection
+from kvmfs.wire.device import Device
+from kvmfs.wire.mount import CLONE_NEWNS
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
+_GRACE: Final = 5000
+"""Milliseconds that the broker has to stop."""
+
+CANNOT_EXECUTE: Final = 126
+NOT_FOUND: Final = 127
+"""Exit statuses, as a shell's."""
+
+
+class StartError(Exception):
+    """A process did not come up. ``status``: what kvmfs exits with."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Serve(Protocol):
+    """``kvmfs.broker.serve``: returns when the connection ends or after SIGTERM."""
+
+    def __call__(
+        self, connection: Connection, *, log: logging.Logger, passthrough: bool | None, ready: Callable[[], None]
+    ) -> None: ...
+
+
+def start_broker(device: Device, serve: Callable[[Connection, Callable[[], None]], None]) -> int:
+    """Fork the process that serves the device, and wait until it does: its pid. The connection is its own from now on.
+
+    :param serve: gets the connection and what to call when ready; runs in the new process.
+    :raises StartError: it ended before it was ready, having said why.
+    """
+    launcher = os.getpid()
+    parent_end, child_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            _become_broker(launcher, {device.connection.fileno(), child_end})
+            device.leave_node()
+            serve(device.connection, lambda: _tell(child_end))
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    os.close(child_end)
+    device.leave_connection()
+    with os.fdopen(parent_end, "rb", buffering=0) as pipe:
+        if not pipe.read(1):
+            _, status = os.waitpid(pid, 0)
+            raise StartError(f"the broker did not start ({describe(status)})", 125)
+    return pid
+
+
+def _become_broker(launcher: int, keep: set[int]) -> None:
+    os.setsid()
+    _die_with(launcher, signal.SIGTERM)
+    syscall(Sys.PRCTL, _PR_SET_NAME, "kvmfs-broker", 0, 0, 0)
+    _default_signals()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    last = 2
+    for fd in sorted(keep):
+        os.closerange(last + 1, fd)
+        last = fd
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.closerange(last + 1, soft)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _tell(fd: int) -> None:
+    os.write(fd, b"!")
+    os.close(fd)
+
+
+def start_command(command: Sequence[str], mask: set[signal.Signals]) -> int:
+    """Fork and execute the command: its pid. It has a mount namespace of its own, a copy of ours: what it mounts or
+    unmounts does not pull /proc from under the broker.
+
+    :param mask: its signal mask.
+    :raises StartError: it cannot be executed.
+    """
+    launcher = os.getpid()
+    parent_end, child_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _die_with(launcher, signal.SIGKILL)
+            syscall(Sys.UNSHARE, CLONE_NEWNS)
+            _default_signals()
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            _execute(command)
+        except OSError as error:
+            os.write(child_end, str(error.errno).encode())
+        finally:
+            os._exit(NOT_FOUND)
+    os.close(child_end)
+    with os.fdopen(parent_end, "rb", buffering=0) as pipe:
+        failed = pipe.read()
+    if failed:
+        os.waitpid(pid, 0)
+        number = int(failed)
+        status = NOT_FOUND if number in (errno.ENOENT, errno.ENOTDIR) else CANNOT_EXECUTE
+        raise StartError(f"{command[0]}: {os.strerror(number)}", status)
+    return pid
+
+
+def _execute(command: Sequence[str]) -> NoReturn:
+    try:
+        os.execvp(command[0], list(command))
+    except OSError as error:
+        if error.errno != errno.ENOEXEC:
+            raise
+        os.execv("/bin/sh", ["sh", *command])  # a script without #!, as execvp(3) has it
+
+
+def _die_with(launcher: int, how: signal.Signals) -> None:
+    syscall(Sys.PRCTL, _PR_SET_PDEATHSIG, how, 0, 0, 0)
+    if os.getppid() != launcher:
+        os._exit(1)  # it died before we asked
+
+
+def _default_signals() -> None:
+    """Undo what Python did at its start; what was ignored when we were started stays ignored."""
+    for name in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(name, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def stop(pid: int) -> None:
+    """End a child: SIGTERM, and SIGKILL if that takes too long."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    fd = os.pidfd_open(pid)
+    try:
+        waiter = select.poll()
+        waiter.register(fd, select.POLLIN)
+        if not waiter.poll(_GRACE):
+            print(f"kvmfs: the broker ({pid}) does not stop; killed", file=sys.stderr)
+            os.kill(pid, signal.SIGKILL)
+    finally:
+        os.close(fd)
+    os.waitpid(pid, 0)
+
+
+def exit_status(wait_status: int) -> int:
+    """As a shell has it: 128 + n for signal n."""
+    code = os.waitstatus_to_exitcode(wait_status)
+    return code if code >= 0 else 128 - code
+
+
+def describe(wait_status: int) -> str:
+    code = os.waitstatus_to_exitcode(wait_status)
+    return f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"

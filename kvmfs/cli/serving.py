@@ -1,0 +1,31 @@
+"""The broker as a process's main function: until SIGTERM, or until the device is gone."""
+
+import logging
+import signal
+from collections.abc import Callable
+
+from kvmfs.wire.connection import Connection
+
+
+def serve(connection: Connection, *, log: logging.Logger, passthrough: bool | None, ready: Callable[[], None]) -> None:
+    """Serve the device. VMs that exist then live on in their workers until their clients close them.
+
+    :param passthrough: None: where the kernel can.
+    :param ready: called when clients are served.
+    """
+    import trio
+
+    from kvmfs import broker
+
+    async def until_terminated(scope: trio.CancelScope) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            async for _ in signals:
+                scope.cancel()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(until_terminated, nursery.cancel_scope)
+            await broker.serve(connection, log=log.info, passthrough=passthrough is not False, ready=ready)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)

@@ -1,0 +1,69 @@
+"""The launcher while the command runs: signals go on to it, its stops become ours, its end is ours.
+
+- Signals are blocked and taken with sigwaitinfo(2), which says who sent them. What the terminal sends (si_code > 0,
+  "the kernel") went to the whole foreground process group, the command included, so it is not passed on; nor is what
+  the command sends to its own group. kill(2) by anybody else was meant for the command and is.
+- Job control: if the terminal stops the command (SIGTSTP, SIGTTIN, SIGTTOU), the launcher stops too, so that the shell
+  notices; the shell's SIGCONT wakes both. A command stopped by SIGSTOP is between it and its debugger.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from typing import Final
+
+from kvmfs.cli import processes
+
+_FORWARDED: Final = {
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+    signal.SIGALRM,
+    signal.SIGTSTP,
+    signal.SIGCONT,
+}
+_TAKEN: Final = _FORWARDED | {signal.SIGCHLD}
+_JOB_CONTROL: Final = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+
+
+def block_signals() -> set[signal.Signals]:
+    """Before the first fork. :returns: the mask that was, for the command."""
+    return {signal.Signals(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, _TAKEN)}
+
+
+def supervise(command: int, broker: int) -> int:
+    """Wait for the command, then stop the broker. :returns: the exit status, 128 + n for signal n.
+
+    The broker's death is reported; the command goes on without it.
+    """
+    while True:
+        info = signal.sigwaitinfo(_TAKEN)
+        if info.si_signo != signal.SIGCHLD:
+            from_kernel = info.si_code > 0 and info.si_signo != signal.SIGCONT
+            if not from_kernel and info.si_pid != command:
+                os.kill(command, info.si_signo)
+            continue
+        if broker and _ended(broker):
+            print("kvmfs: the broker is gone; the device fails from now on", file=sys.stderr)
+            broker = 0
+        pid, status = os.waitpid(command, os.WNOHANG | os.WUNTRACED)
+        if pid == 0:
+            continue
+        if os.WIFSTOPPED(status):
+            if os.WSTOPSIG(status) in _JOB_CONTROL:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            continue
+        if broker:
+            processes.stop(broker)
+        return processes.exit_status(status)
+
+
+def _ended(pid: int) -> bool:
+    with contextlib.suppress(ChildProcessError):
+        return os.waitpid(pid, os.WNOHANG)[0] != 0
+    return True

@@ -55,7 +55,7 @@ PROBE_INDIRECT = 1  # probe_write: granted, but there is no one host address
 
 
 @compiled
-def _locate(s, la, access, piece):
+def _locate_piece(s, la, access, piece):
     """Translate, and note where the page leads: 1, or 0 to leave."""
     address = translate(s, la, access)
     kind = load64(s + XLAT_KIND)
@@ -71,19 +71,17 @@ def _locate(s, la, access, piece):
     return 1
 
 
-def _locate_all(s, la, size, access):
+@member
+def locate(s, la, size, access):
     """Translate all of [la, la + size): the size of the first piece, or 0 to leave."""
     first = 4096 - (la & 4095)
     if size <= first:
-        return size if _locate(s, la, access, 0) else 0
+        return size if _locate_piece(s, la, access, 0) else 0
     if not check_canonical(s, la, access) or not check_canonical(s, la + size - 1, access):
         return 0
-    if not _locate(s, la, access, 0) or not _locate(s, next_page(s, la), access, 1):
+    if not _locate_piece(s, la, access, 0) or not _locate_piece(s, next_page(s, la), access, 1):
         return 0
     return first
-
-
-locate = member(_locate_all)
 
 
 @compiled
@@ -105,6 +103,7 @@ def _remote(s, piece, buffer, size, write):
 # MMIO ----------
 
 
+@member
 def mmio_read(s, gpa, size, dst):
     """Bring `size` bytes of MMIO to `dst`: 1, or 0 to leave for the next fragment that is not there yet."""
     done = 0
@@ -132,9 +131,7 @@ def mmio_read(s, gpa, size, dst):
     return 1
 
 
-_mmio_read = member(mmio_read)
-
-
+@member
 def mmio_write(s, gpa, size, src):
     """Queue `size` bytes of MMIO from `src`: 1, or 0 if the queue cannot hold them."""
     count = load64(s + MMIO_WRITES)
@@ -156,12 +153,10 @@ def mmio_write(s, gpa, size, src):
     return 1
 
 
-_mmio_write = member(mmio_write)
-
-
 # Reading and writing ----------
 
 
+@member
 def read_slow(s, la, size, dst):
     """Copy guest memory at linear `la` to `dst`: 1, or 0 to leave with `dst` untouched."""
     access, size = READ | lshr(size, ACCESS_SHIFT), size & _SIZE_MASK
@@ -181,15 +176,13 @@ def read_slow(s, la, size, dst):
         at, length = (0, first) if piece == 0 else (first, size - first)
         if _kind(s, piece) == TO_HOST:
             copy(s + BOUNCE + at, _address(s, piece), length)
-        elif _kind(s, piece) == TO_MMIO and not _mmio_read(s, _address(s, piece), length, s + BOUNCE + at):
+        elif _kind(s, piece) == TO_MMIO and not mmio_read(s, _address(s, piece), length, s + BOUNCE + at):
             return 0
     copy(dst, s + BOUNCE, size)
     return 1
 
 
-read_slow = member(read_slow)
-
-
+@member
 def write_slow(s, la, size, src):
     """Copy `src` to guest memory at linear `la`, or queue it for MMIO: 1, or 0 to leave with nothing written.
 
@@ -206,7 +199,7 @@ def write_slow(s, la, size, src):
     queued = load64(s + MMIO_WRITES)
     for piece in range(pieces):
         at, length = (0, first) if piece == 0 else (first, size - first)
-        if _kind(s, piece) == TO_MMIO and not _mmio_write(s, _address(s, piece), length, src + at):
+        if _kind(s, piece) == TO_MMIO and not mmio_write(s, _address(s, piece), length, src + at):
             store64(s + MMIO_WRITES, queued)
             return 0
     for piece in range(pieces):
@@ -222,12 +215,10 @@ def write_slow(s, la, size, src):
     return 1
 
 
-write_slow = member(write_slow)
-
-
 # Read-modify-write ----------
 
 
+@member
 def probe_write(s, la, size):
     """Whether [la, la + size) can be written: its host address, PROBE_INDIRECT if it has not just one, 0 to leave."""
     access, size = WRITE | lshr(size, ACCESS_SHIFT), size & _SIZE_MASK
@@ -237,9 +228,7 @@ def probe_write(s, la, size):
     return _address(s, 0) if first == size and _kind(s, 0) == TO_HOST else PROBE_INDIRECT
 
 
-probe_write = member(probe_write)
-
-
+@member
 def rmw_read_slow(s, la, size, dst):
     """Begin a read-modify-write: copy the operand to `dst` once it is known that it can be written: 1, or 0 to leave.
 
@@ -258,12 +247,7 @@ def rmw_read_slow(s, la, size, dst):
     return 1
 
 
-member(rmw_read_slow)
-
-
+@member
 def rmw_write_slow(s, la, size, src):
     """End a read-modify-write whose RMW_HOST is 0: 1, or 0 to leave."""
     return write_slow(s, la, size, src)
-
-
-member(rmw_write_slow)

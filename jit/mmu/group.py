@@ -1,4 +1,7 @@
-"""The group of compiled functions "mmu", and their slots in the function table for callers in other groups."""
+"""The group of compiled functions "mmu", and their slots in the function table.
+
+Compiled code of other groups may as well import the functions from their modules: each is a call through the table.
+"""
 
 from . import access  # noqa: F401  (the last of the line: imports all others, each of which adds its functions)
 from .members import group
@@ -7,6 +10,9 @@ SELECT_TLB = group.slot("select_tlb")
 TLB_INIT = group.slot("tlb_init")
 TLB_FLUSH = group.slot("tlb_flush")
 TLB_FLUSH_PAGE = group.slot("tlb_flush_page")
+ENTER_GUEST = group.slot("enter_guest")
+LEAVE_GUEST = group.slot("leave_guest")
+ACKNOWLEDGE_FLUSH = group.slot("acknowledge_flush")
 RESOLVE = group.slot("resolve")
 WALK = group.slot("walk")
 LOAD_PDPTES = group.slot("load_pdptes")

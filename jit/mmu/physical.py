@@ -81,15 +81,13 @@ def _copy_pages(s, gpa, size, buffer, write):
     return result
 
 
+@member
 def read_phys(s, gpa, size, buffer):
     """Copy shared guest memory at `gpa` to `buffer`: 0 or -errno (EFAULT: no memslot, or no client page)."""
     return _copy_pages(s, gpa, size, buffer, 0)
 
 
+@member
 def write_phys(s, gpa, size, buffer):
     """Copy `buffer` to shared guest memory at `gpa`, dirty-logged: 0 or -errno (EFAULT also: a read-only slot)."""
     return _copy_pages(s, gpa, size, buffer, 1)
-
-
-read_phys = member(read_phys)
-member(write_phys)

@@ -131,7 +131,8 @@ def retry(s):
     return 0
 
 
-def _fault_exit(s, gpa, private, write_reason):
+@member
+def fault_exit(s, gpa, private, write_reason):
     """Leave for KVM_EXIT_MEMORY_FAULT, or for EFAULT when it is the client's page that is missing."""
     write, reason = write_reason & 1, write_reason >> 1
     store64(s + XLAT_KIND, TO_FAULT)
@@ -153,12 +154,9 @@ def _fault_exit(s, gpa, private, write_reason):
     return 0
 
 
-_exit_with_fault = member(_fault_exit)
-
-
 @compiled
 def _memory_fault(s, gpa, private, write, reason):
-    return _exit_with_fault(s, gpa, private, write | reason << 1)
+    return fault_exit(s, gpa, private, write | reason << 1)
 
 
 @compiled
@@ -188,7 +186,8 @@ def mark_dirty(slot, index):
             atomic_or(word, bit)
 
 
-def _touch(s, slot, index, write):
+@member
+def fault_in(s, slot, index, write):
     """Have the client's page present: 0, -errno, or 1 when translations changed while it was being faulted in.
 
     Like an mmu_notifier user: the slot may be gone after the call, and then nothing of it may be used.
@@ -209,22 +208,20 @@ def _touch(s, slot, index, write):
     return 0
 
 
-_fault_in = member(_touch)
-
-
 @compiled
 def touch(s, slot, index, write):
-    """_touch, once for each page and kind of access."""
+    """fault_in, once for each page and kind of access."""
     bitmap = load64(slot + SLOT_TOUCHED)
     if bitmap == 0:
         return 0
     have = lshr(load64(bitmap + ((index >> 5) << 3)), (index & 31) << 1)
     if have & (2 if write else 1):
         return 0
-    return _fault_in(s, slot, index, write)
+    return fault_in(s, slot, index, write)
 
 
-def _remote(s, buffer, size, write):
+@member
+def remote_copy(s, buffer, size, write):
     """Copy `size` bytes of the client's memory at XLAT_CLIENT to or from `buffer`: 1, or 0 to leave.
 
     A read during which translations changed is repeated; a write is done, and the TLBs are already flushed.
@@ -240,12 +237,10 @@ def _remote(s, buffer, size, write):
     return 1
 
 
-remote_copy = member(_remote)
-
-
 # The resolution ----------
 
 
+@member
 def resolve(s, gpa, write):
     """The host address of guest-physical `gpa`, dirty-logged when `write`, or 0: XLAT_KIND says why.
 
@@ -295,7 +290,3 @@ def resolve(s, gpa, write):
         store64(s + XLAT_KIND, TO_REMOTE)
         return 0
     return memory + offset
-
-
-resolve_inline = compiled(resolve)
-resolve = member(resolve)

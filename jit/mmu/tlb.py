@@ -64,6 +64,7 @@ def tlb_of(s, access):
     return TLB_SUPERVISOR_AC
 
 
+@member
 def select_tlb(s):
     """Recompute TLB after CPL, RFLAGS.AC or CR4.SMAP changed."""
     store64(s + TLB, load64(s + TLB_BASE) + tlb_of(s, 0) * TLB_SIZE)
@@ -77,6 +78,7 @@ def _invalidate(entry):
     store64(entry + TLB_FETCH, TLB_INVALID)
 
 
+@member
 def tlb_init(s):
     """Make the memory at TLB_BASE (TLB_BYTES of it) three empty TLBs."""
     base = load64(s + TLB_BASE)
@@ -90,6 +92,7 @@ def tlb_init(s):
     return 0
 
 
+@member
 def tlb_flush(s, keep_global):
     """Drop all entries; with keep_global (a CR3 write) only those of pages that are not global."""
     base = load64(s + TLB_BASE)
@@ -117,6 +120,7 @@ def _entry_page(entry):
     return page
 
 
+@member
 def tlb_flush_page(s, la):
     """INVLPG: drop the page that holds `la`, global or not, and all of it when it is large."""
     base = load64(s + TLB_BASE)
@@ -132,12 +136,6 @@ def tlb_flush_page(s, la):
                 _invalidate(entry)
             bits &= bits - 1
     return 0
-
-
-flush = member(tlb_flush)
-flush_page = member(tlb_flush_page)
-member(select_tlb)
-member(tlb_init)
 
 
 @compiled
@@ -167,13 +165,14 @@ def fill(s, la, access, host, page):
 # Holding translations ----------
 
 
-@compiled
+@member
 def leave_guest(s):
     """From here on this thread uses no translation, and nobody waits for it."""
     atomic_xchg(s + MODE, 0)
+    return 0
 
 
-@compiled
+@member
 def enter_guest(s):
     """Announce that this thread uses translations. 1: they changed meanwhile, and the TLBs have been flushed.
 
@@ -183,14 +182,15 @@ def enter_guest(s):
     generation = load64(load64(s + VM) + GENERATION)
     if load64(s + REQUEST) & REQ_TLB_FLUSH or generation != load64(s + TLB_GENERATION):
         store64(s + TLB_GENERATION, generation)
-        flush(s, 0)
+        tlb_flush(s, 0)
         return 1
     return 0
 
 
-@compiled
+@member
 def acknowledge_flush(s):
     """Do what REQ_TLB_FLUSH asks for; the thread holds no host address of guest memory."""
     store64(s + TLB_GENERATION, load64(load64(s + VM) + GENERATION))
-    flush(s, 0)
+    tlb_flush(s, 0)
     atomic_and(s + REQUEST, ~REQ_TLB_FLUSH)
+    return 0

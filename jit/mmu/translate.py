@@ -17,6 +17,7 @@ def next_page(s, la):
     return following if load64(s + HFLAGS) & MODE_CODE64 else zext32(following)
 
 
+@member
 def translate(s, la, access):
     """The host address of linear `la` for READ, WRITE or FETCH, with the flags of layout.py, or 0.
 
@@ -41,6 +42,3 @@ def translate(s, la, access):
     if kind in (TO_MMIO, TO_REMOTE):
         store64(s + LEAVE, LEAVE_NEXT)
     return 0
-
-
-translate = member(translate)

@@ -78,7 +78,8 @@ PFEC_P, PFEC_W, PFEC_U, PFEC_RSVD, PFEC_I, PFEC_PK = 1, 2, 4, 8, 16, 32
 WALK_OK = 1
 
 
-def _raise(s, vector, error, payload):
+@member
+def raise_fault(s, vector, error, payload):
     """Have the instruction end in an exception; for a page fault the payload is what CR2 becomes at delivery."""
     store64(s + EXC_VECTOR, vector)
     store64(s + EXC_ERROR, error)
@@ -87,9 +88,6 @@ def _raise(s, vector, error, payload):
     store64(s + XLAT_KIND, TO_EXCEPTION)
     store64(s + LEAVE, LEAVE_EXCEPTION)
     return 0
-
-
-raise_fault = member(_raise)
 
 
 @compiled
@@ -206,7 +204,8 @@ def _read_entry(s, gpa, level, narrow, access):
     return remote_copy(s, place, size, 0)
 
 
-def _descend(s, la, access):
+@member
+def descend(s, la, access):
     """Follow `la` down to its page: XLAT_GPA and WALK_OK | PAGE_*; 0: left; negative: minus a page-fault error code
     with bit 16 set. WALK_GPA and WALK_PTE hold the entries of levels WALK_TOP down to WALK_LEAF. Nothing is changed.
     """
@@ -269,10 +268,8 @@ def _descend(s, la, access):
     return result
 
 
-descend = member(_descend)
-
-
-def _mark(s, write):
+@member
+def mark(s, write):
     """Set the A bits, for a write the leaf's D bit, of the entries a descent used: 1, 0 to leave, -1 to walk again."""
     narrow = 0 if load64(s + CR4) & CR4_PAE else 1
     level, leaf = load64(s + WALK_TOP), load64(s + WALK_LEAF)
@@ -297,12 +294,9 @@ def _mark(s, write):
     return 1
 
 
-mark = member(_mark)
-
-
 @compiled
 def _unmarked(s, write):
-    """Whether _mark has anything to do."""
+    """Whether mark has anything to do."""
     level, leaf = load64(s + WALK_TOP), load64(s + WALK_LEAF)
     wanted = load64(s + WALK_PTE + 8 * leaf)
     if write and not wanted & PTE_D:
@@ -314,6 +308,7 @@ def _unmarked(s, write):
     return 0
 
 
+@member
 def walk(s, la, access):
     """Translate linear `la` for `access`, marking entries: XLAT_GPA and WALK_OK | PAGE_*, or 0 with LEAVE set."""
     if not load64(s + CR0) & CR0_PG:
@@ -334,9 +329,7 @@ def walk(s, la, access):
             return result
 
 
-walk = member(walk)
-
-
+@member
 def load_pdptes(s, cr3):
     """Load the PDPTE registers from where `cr3` points, in PAE paging: 1; 0 to leave, #GP(0) if a bit is wrong."""
     reserved = (-(1 << load64(s + MAXPHYADDR)) & ~load64(load64(s + VM) + PRIVATE_BIT)) | 0x1E6
@@ -353,9 +346,7 @@ def load_pdptes(s, cr3):
     return 1
 
 
-member(load_pdptes)
-
-
+@member
 def translate_debug(s, la):
     """KVM_TRANSLATE: the gpa of `la` for a supervisor's read, or -1. Sets no A bits and no vCPU state.
 
@@ -364,6 +355,3 @@ def translate_debug(s, la):
     if not load64(s + CR0) & CR0_PG:
         return la
     return load64(s + XLAT_GPA) if descend(s, la, SYSTEM) > 0 else -1
-
-
-member(translate_debug)

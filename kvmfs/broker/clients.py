@@ -1,0 +1,108 @@
+"""Client processes, as far as the broker keeps anything about them: who is being borrowed.
+
+Threads of one client are borrowed one at a time (an adoption stops all the others, and a thread has one tracer);
+different clients don't wait for each other. Between the answer to its request and `finish` a borrowed thread stays
+stopped, and its client locked: a worker must not wait for another borrow of the same client while it holds one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from contextlib import suppress
+
+import trio
+
+from kvmfs.client import fds
+from kvmfs.client.borrow import Borrow
+
+Log = Callable[[str], None]
+
+
+class Client:
+    """A process that has VMs, or is about to have one."""
+
+    def __init__(self, tgid: int) -> None:
+        self.tgid = tgid
+        self.users = 0
+        self.turn = trio.Semaphore(1)  # held by tasks that are not the ones to release it
+        self.pidfd = fds.Pidfd.of_process(tgid)
+
+
+class Clients:
+    """All of them, by tgid, each as long as somebody uses it."""
+
+    def __init__(self) -> None:
+        self._clients: dict[int, Client] = {}
+
+    def get(self, tgid: int) -> Client:
+        """To be given back with `put`. OSError(ESRCH)."""
+        client = self._clients.get(tgid)
+        if client is None:
+            client = self._clients[tgid] = Client(tgid)
+        client.users += 1
+        return client
+
+    def put(self, client: Client) -> None:
+        client.users -= 1
+        if not client.users:
+            del self._clients[client.tgid]
+            client.pidfd.close()
+
+
+class Held:
+    """A thread of a client, borrowed; the client's lock goes with it."""
+
+    def __init__(self, client: Client, borrow: Borrow) -> None:
+        self._client = client
+        self.borrow = borrow
+
+    @classmethod
+    async def take(cls, client: Client, tid: int, answer: Callable[[], object], log: Log) -> Held:
+        """Borrow `tid`, whose request `answer` ends with an error.
+
+        OSError with attribute `answered`, which tells whether the request has been answered when this failed.
+        """
+        await client.turn.acquire()
+        answered = False
+
+        def end_request() -> None:
+            nonlocal answered
+            answered = True
+            answer()
+
+        try:
+            try:
+                borrow = await trio.to_thread.run_sync(Borrow.seize, tid)
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    log(f"process {client.tgid} is traced by {_tracer(tid)}: it can't be given file descriptors")
+                raise
+            try:
+                await trio.to_thread.run_sync(borrow.stop_after, end_request)
+            except BaseException:
+                borrow.abandon()  # answered, it is on its way out of the ioctl with that error
+                raise
+        except BaseException as error:
+            client.turn.release()
+            if isinstance(error, OSError):
+                error.answered = answered  # type: ignore[attr-defined]
+            raise
+        return cls(client, borrow)
+
+    async def finish(self, result: int) -> None:
+        """Let the thread go on with the result of its ioctl."""
+        with trio.CancelScope(shield=True):
+            try:
+                with suppress(OSError):  # it is dead
+                    await trio.to_thread.run_sync(self.borrow.finish, result)
+            finally:
+                self._client.turn.release()
+
+
+def _tracer(tid: int) -> str:
+    with suppress(OSError, KeyError, ValueError):
+        pid = int(fds.status_of(tid)["TracerPid"])
+        return f"{pid} ({fds.status_of(pid)['Name']})"
+    return os.strerror(errno.ESRCH)

@@ -1,0 +1,238 @@
+"""The connection of /dev/kvm: who opens it, system ioctls, and KVM_CREATE_VM.
+
+CUSE ioctls are unrestricted and FUSE ones are not, which makes no difference here: arguments are read from the client's
+memory, unless the kernel has brought them along, and results are written there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from kvmfs.abi.ioctls import KVM_CREATE_VM
+from kvmfs.broker.clients import Client, Clients, Held
+from kvmfs.broker.vm import VmProcess
+from kvmfs.broker.zygote import Zygote
+from kvmfs.client import fds, memory
+from kvmfs.wire import reply, request
+from kvmfs.wire.aio import Receiver
+from kvmfs.wire.connection import Connection, ConnectionEnded
+from kvmfs.wire.fuse_h import IoctlFlag, OpenFlag
+
+Log = Callable[[str], None]
+
+DEFAULT_CORE = "kvmfs.kvm.vm"
+
+
+async def serve(
+    connection: Connection,
+    *,
+    log: Log,
+    passthrough: bool = True,
+    ready: Callable[[], None] = lambda: None,
+    system: Any = None,
+    core: str = DEFAULT_CORE,
+) -> None:
+    """Serve /dev/kvm until its connection ends and the last VM is gone, or until cancelled.
+
+    Cancelled, the VMs that exist go on in their processes, but can't make new file descriptors.
+
+    :param connection: of the device, handshake done; remains the caller's.
+    :param log: takes lines for people.
+    :param passthrough: try FUSE passthrough for run pages.
+    :param ready: called when clients are served.
+    :param system: what answers system ioctls; :param core: the module that makes VMs in workers (for tests).
+    """
+    if system is None:
+        from kvmfs.kvm.system import System
+
+        system = System()
+    await Broker(connection, system, Zygote(core, log), log, passthrough).run(ready)
+
+
+class SystemCaller:
+    """The thread that made a system ioctl."""
+
+    def __init__(self, message: request.Ioctl) -> None:
+        self.tid = message.tid
+        self._arg, self._data = message.arg, message.data
+
+    @property
+    def tgid(self) -> int:
+        return fds.tgid_of(self.tid)
+
+    def read(self, address: int, size: int) -> bytes:
+        offset = address - self._arg
+        if offset >= 0 and offset + size <= len(self._data):
+            return self._data[offset : offset + size]
+        return memory.read(self.tid, address, size)
+
+    def write(self, address: int, data: bytes) -> None:
+        memory.write(self.tid, address, data)
+
+    def getfd(self, number: int) -> int:
+        return fds.getfd(self.tid, number)
+
+    def node_of(self, number: int) -> None:
+        """No descriptor stands for a part of the system."""
+        os.close(self.getfd(number))
+
+    def install(self, node: object) -> int:
+        raise OSError(errno.ENOTTY, "only KVM_CREATE_VM makes a descriptor here")
+
+    def backing(self, address: int, length: int) -> list[Any]:
+        raise OSError(errno.ENOTTY, "not for system ioctls")
+
+    def adopt(self, address: int, length: int) -> int:
+        raise OSError(errno.ENOTTY, "not for system ioctls")
+
+
+@dataclass(eq=False, slots=True)
+class Creation:
+    """A KVM_CREATE_VM under way."""
+
+    message: request.Ioctl
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+
+class Broker:
+    def __init__(self, connection: Connection, system: Any, zygote: Zygote, log: Log, passthrough: bool) -> None:
+        self._connection = connection
+        self._system = system
+        self._zygote = zygote
+        self._log = log
+        self._passthrough = passthrough
+        self._clients = Clients()
+        self._creations: dict[int, Creation] = {}  # by the request's unique
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        async with trio.open_nursery() as background:
+            background.start_soon(self._zygote.run)
+            async with trio.open_nursery() as vms:
+                ready()
+                receiver = Receiver(self._connection)
+                try:
+                    while True:
+                        self._handle(await receiver.receive(), vms)
+                except ConnectionEnded:
+                    pass
+            background.cancel_scope.cancel()
+
+    def _handle(self, message: request.Request, vms: trio.Nursery) -> None:
+        match message:
+            case request.Ioctl(cmd=KVM_CREATE_VM.number):
+                creation = Creation(message)
+                self._creations[message.unique] = creation
+                vms.start_soon(self._create_vm, creation)
+                return
+            case request.Interrupt():
+                # All other requests are answered at once. A borrowed thread is interrupted by its being borrowed.
+                if waiting := self._creations.get(message.target):
+                    waiting.scope.cancel()
+                return
+            case request.Forget() | request.NotifyReply():
+                return
+            case request.Ioctl():
+                answer = self._ioctl(message)
+            case request.Open():
+                answer = reply.opened(message.unique, 0, OpenFlag.DIRECT_IO | OpenFlag.NOFLUSH)
+            case request.Release() | request.Destroy():
+                answer = reply.ok(message.unique)
+            case request.GetAttr():
+                answer = reply.attr(message.unique, self._connection.attributes)
+            case request.Statfs():
+                answer = reply.statfs(message.unique)
+            case request.Poll() | request.Flush() | request.Access() | request.Other():
+                answer = reply.error(message.unique, errno.ENOSYS)  # as if the file had no such operation
+            case request.SetAttr():
+                answer = reply.error(message.unique, errno.EPERM)
+            case _:
+                answer = reply.error(message.unique, errno.EINVAL)
+        self._connection.reply(answer)
+
+    def _ioctl(self, message: request.Ioctl) -> bytes:
+        try:
+            if message.flags & (IoctlFlag.COMPAT | IoctlFlag.BIT32):
+                raise OSError(errno.ENOTTY, "32-bit clients are not served")
+            result = self._system.ioctl(SystemCaller(message), message.cmd, message.arg)
+        except OSError as error:
+            result = -(error.errno or errno.EIO)
+        except Exception as error:
+            self._log(f"ioctl {message.cmd:#x} on /dev/kvm failed: {error!r}")
+            result = -errno.EIO
+        return reply.ioctl(message.unique, result)
+
+    # KVM_CREATE_VM -------------------------------------------------------------------------------------------------
+
+    async def _create_vm(self, creation: Creation) -> None:
+        """Answers the ioctl one way or another, and stays with the VM until it is gone."""
+        message = creation.message
+        vm: VmProcess | None = None
+        client: Client | None = None
+        try:
+            try:
+                self._system.check_vm_type(message.arg)
+                client = self._clients.get(fds.tgid_of(message.tid))
+                await self._wait_for_zygote(creation)
+                vm = VmProcess(client, self._log)
+                await vm.start(self._zygote, kind=message.arg, passthrough=self._passthrough)
+            except OSError as error:
+                self._log_failure(message, error)
+                self._connection.reply(reply.ioctl(message.unique, -(error.errno or errno.EIO)))
+                return
+            except BaseException:
+                self._connection.reply(reply.ioctl(message.unique, -errno.EIO))
+                raise
+            finally:
+                del self._creations[message.unique]
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._hand_over, vm, client, message)
+                await vm.run()
+        finally:
+            if vm:
+                vm.close()
+            if client:
+                self._clients.put(client)
+
+    async def _wait_for_zygote(self, creation: Creation) -> None:
+        """Only here can a signal interrupt the ioctl: all that follows is short."""
+        if self._zygote.is_ready:
+            return
+        self._log("the first VM waits for the vCPU's code to be loaded, or compiled if that was never done")
+        with creation.scope:
+            await self._zygote.wait_ready()
+        if creation.scope.cancelled_caught:
+            raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+
+    async def _hand_over(self, vm: VmProcess, client: Client, message: request.Ioctl) -> None:
+        """Give the client its descriptor, or undo the VM."""
+        failure = reply.ioctl(message.unique, -errno.EIO)
+        held = None
+        try:
+            fd = await vm.first_file()
+            try:
+                held = await Held.take(client, message.tid, lambda: self._connection.reply(failure), self._log)
+                result = await trio.to_thread.run_sync(held.borrow.install, fd)
+            finally:
+                os.close(fd)
+        except BaseException as error:
+            number = error.errno or errno.EIO if isinstance(error, OSError) else errno.EIO
+            if isinstance(error, OSError):
+                self._log_failure(message, error)
+            vm.kill()
+            if held:
+                await held.finish(-number)
+            elif not getattr(error, "answered", False):
+                self._connection.reply(reply.ioctl(message.unique, -number))
+            if not isinstance(error, OSError):
+                raise
+        else:
+            await held.finish(result)
+
+    def _log_failure(self, message: request.Ioctl, error: OSError) -> None:
+        self._log(f"KVM_CREATE_VM of thread {message.tid}: {error}")

@@ -1,0 +1,260 @@
+"""A VM as the broker knows it: a worker, the connection that it reads, and the mount where its files are opened.
+
+The broker's duplicate of the connection's file serves to answer requests whose threads it borrows, to register run
+pages for passthrough, and to take over when the worker dies. Nothing that a worker says is believed further than its
+own client and mount: files are opened by a bare name, without following links, on a mount without devices.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import stat
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final
+
+import trio
+
+from kvmfs.broker import takeover
+from kvmfs.broker.clients import Client, Held
+from kvmfs.broker.link import Link
+from kvmfs.broker.zygote import Zygote
+from kvmfs.client import fds as client_fds
+from kvmfs.wire import mount, reply
+from kvmfs.wire.connection import Connection, Kind
+from kvmfs.worker import channel
+from kvmfs.worker.channel import Message
+
+Log = Callable[[str], None]
+Answer = tuple[Message, list[int]]
+
+_NAME_MAX: Final = 64
+_CRASH_TEXT: Final = 8192  # bytes of a dead worker's stderr that are worth logging
+
+
+class VmProcess:
+    """Owner of the broker's side of one VM. `run` serves the worker until the VM is gone."""
+
+    def __init__(self, client: Client, log: Log) -> None:
+        """Makes connection and mount. OSError."""
+        self.client = client
+        self._log = log
+        self._held: dict[int, Held] = {}
+        self._backing = 0
+        self._goodbye = False
+        self._started = trio.Event()
+        self._failure: OSError | None = None
+        self.pid = 0
+        self._pidfd = -1
+        self._connection = Connection.open(Kind.FUSE)
+        try:
+            self._mount = mount.fuse(self._connection.fileno())
+        except BaseException:
+            self._connection.close()
+            raise
+        ours, self._theirs = channel.pair()
+        self._link = Link(ours)
+        self._stderr = os.memfd_create("kvmfs-worker-stderr", os.MFD_CLOEXEC)
+
+    async def start(self, zygote: Zygote, *, kind: int, passthrough: bool) -> None:
+        """Have the worker made. `kind`: the argument of KVM_CREATE_VM. OSError."""
+        self.pid, self._pidfd = await zygote.fork(
+            [self._connection.fileno(), self._theirs.fileno(), self._stderr],
+            kind=kind,
+            client=self.client.tgid,
+            passthrough=passthrough,
+        )
+        self._theirs.close()
+
+    async def first_file(self) -> int:
+        """The VM's own file, opened: a descriptor. OSError: there is no VM, or no worker any more."""
+        await self._started.wait()
+        if self._failure:
+            raise self._failure
+        fd, device = await trio.to_thread.run_sync(self._open_first)
+        try:
+            await self._link.send({"op": "device", "device": device})
+        except channel.ChannelClosed:
+            os.close(fd)
+            raise OSError(errno.EIO, "the VM's process has ended") from None
+        return fd
+
+    def _open_first(self) -> tuple[int, int]:
+        fd = self.open("vm")
+        return fd, os.fstat(fd).st_dev  # which only here does not wait for FUSE_INIT
+
+    # The life of the worker ----------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Do what the worker asks for, until it is gone; then see to what it leaves."""
+        try:
+            async with trio.open_nursery() as nursery:
+                await self._serve(nursery)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._end("the VM's process has ended")
+            with trio.CancelScope(shield=True):
+                for held in list(self._held.values()):
+                    await held.finish(-errno.EIO)
+            self._held.clear()
+        if not self._goodbye:
+            mount, self._mount = self._mount, -1
+            await takeover.answer_for_the_dead(self._connection, mount)
+
+    async def _serve(self, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                message, fds = await self._link.receive()
+            except channel.ChannelClosed:
+                return
+            except channel.MalformedMessage:
+                self._log(f"VM process {self.pid} of {self.client.tgid} sends nonsense: killed")
+                self.kill()
+                continue
+            operation = message.get("op")
+            if operation == "bye":
+                self._goodbye = True
+            elif operation == "serving":
+                self._started.set()
+            elif operation == "failed":
+                self._goodbye = True
+                self._end(str(message.get("what")), int(message["errno"]))
+            elif operation == "log":
+                self._log(str(message.get("text"))[:_CRASH_TEXT])
+            else:
+                nursery.start_soon(self._request, message, fds)
+
+    def _end(self, why: str, number: int = errno.EIO) -> None:
+        if not self._started.is_set():
+            self._failure = OSError(number, why)
+            self._started.set()
+        elif not self._goodbye:
+            self._log(f"VM process {self.pid} of {self.client.tgid} died\n{self.stderr()}".rstrip())
+
+    def stderr(self) -> str:
+        """The last words of the worker."""
+        start = max(0, os.fstat(self._stderr).st_size - _CRASH_TEXT)
+        return os.pread(self._stderr, _CRASH_TEXT, start).decode(errors="replace")
+
+    def kill(self) -> None:
+        if self._pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Give everything back. What the client has open of a VM whose worker lives is not affected.
+
+        The connection goes first: unmounting may wait for an answer on it otherwise.
+        """
+        self._link.close()
+        self._theirs.close()
+        self._connection.close()
+        for fd in (self._mount, self._stderr, self._pidfd):
+            if fd >= 0:
+                os.close(fd)
+        self._mount = self._stderr = self._pidfd = -1
+
+    # What the worker asks for --------------------------------------------------------------------------------------
+
+    async def _request(self, message: Message, fds: list[int]) -> None:
+        operation, number = message.get("op"), message.get("id")
+        give: list[int] = []
+        answer: Message
+        try:
+            handler = self._OPERATIONS[str(operation)]
+            answer, give = await handler(self, message, fds)
+        except OSError as error:
+            answer = {"errno": error.errno or errno.EIO, "what": str(error)}
+            answer["held"] = getattr(error, "answered", False)
+        except (KeyError, TypeError, ValueError) as error:
+            answer = {"errno": errno.EINVAL, "what": f"{operation}: {error!r}"}
+        finally:
+            channel.close_all(fds)
+        if number is not None:
+            tid = message.get("tid")
+            if tid in self._held:
+                answer["held"] = True
+            with suppress(channel.ChannelClosed):
+                await self._link.send({**answer, "id": number}, give)
+        channel.close_all(give)
+
+    async def _take(self, tid: int, unique: int) -> Held:
+        """The thread, borrowed now or by an earlier request of the same ioctl."""
+        if held := self._held.get(tid):
+            return held
+        if client_fds.tgid_of(tid) != self.client.tgid:
+            raise OSError(errno.ESRCH, f"{tid} is no thread of {self.client.tgid}")
+        message = reply.ioctl(unique, -errno.EIO)
+        held = await Held.take(self.client, tid, lambda: self._connection.reply(message), self._log)
+        self._held[tid] = held
+        return held
+
+    async def _install(self, message: Message, fds: list[int]) -> Answer:
+        fd = await trio.to_thread.run_sync(self.open, str(message["name"]))
+        try:
+            held = await self._take(int(message["tid"]), int(message["unique"]))
+            return {"fd": await trio.to_thread.run_sync(held.borrow.install, fd)}, []
+        finally:
+            os.close(fd)
+            self._forget_backing()
+
+    def open(self, name: str) -> int:
+        """A new open file of one of the VM's nodes. Blocks until the worker has answered."""
+        if not name or len(name) > _NAME_MAX or "/" in name or name.startswith("."):
+            raise OSError(errno.EINVAL, f"bad name {name[:_NAME_MAX]!r}")
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
+        fd = os.open(name, flags, dir_fd=self._mount)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, f"{name} is no regular file")
+        return fd
+
+    async def _finish(self, message: Message, fds: list[int]) -> Answer:
+        held = self._held.pop(int(message["tid"]), None)
+        if held:
+            await held.finish(int(message["result"]))
+        return {}, []
+
+    async def _getfd(self, message: Message, fds: list[int]) -> Answer:
+        tid = int(message["tid"])
+        if client_fds.tgid_of(tid) != self.client.tgid:
+            raise OSError(errno.ESRCH, f"{tid} is no thread of {self.client.tgid}")
+        fd = client_fds.getfd(tid, int(message["fd"]))
+        answer: Message = {"description": client_fds.description(fd)}
+        if client_fds.is_eventfd(fd):
+            answer["eventfd"] = client_fds.eventfd_id(fd)
+        return answer, [fd]
+
+    async def _register_backing(self, message: Message, fds: list[int]) -> Answer:
+        """The kernel will open the file again, for writing and with our rights: only a memfd may be given."""
+        (memfd,) = fds
+        if fcntl.fcntl(memfd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR or not _is_memfd(memfd):
+            raise OSError(errno.EINVAL, "not a memfd")
+        self._forget_backing()
+        self._backing = self._connection.backing_open(memfd)
+        return {"backing": self._backing}, []
+
+    def _forget_backing(self) -> None:
+        """Files that are open keep what is behind them."""
+        if self._backing:
+            self._connection.backing_close(self._backing)
+            self._backing = 0
+
+    _OPERATIONS: Final[dict[str, Callable[[VmProcess, Message, list[int]], Awaitable[Answer]]]] = {
+        "install": _install,
+        "finish": _finish,
+        "getfd": _getfd,
+        "backing": _register_backing,
+    }
+
+
+def _is_memfd(fd: int) -> bool:
+    """A file that has no name and never had one, and that can be sealed: shmem files in a file system cannot."""
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return not seals & fcntl.F_SEAL_SEAL

@@ -1,0 +1,84 @@
+"""The zygote (kvmfs.worker.zygote) from the broker's side."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import trio
+
+import kvmfs
+from kvmfs.broker.link import Link
+from kvmfs.worker import channel
+
+Log = Callable[[str], None]
+
+
+class Zygote:
+    """Starts at once, forks when ready."""
+
+    def __init__(self, core: str, log: Log) -> None:
+        """`core`: the module that a worker makes its VM with."""
+        self._log = log
+        self._ready = trio.Event()
+        self._lock = trio.Lock()
+        self._answer: trio.MemorySendChannel[tuple[channel.Message, list[int]]]
+        self._answer, self._answers = trio.open_memory_channel[tuple[channel.Message, list[int]]](1)
+        self.ended: Callable[[int, int], None] = lambda pid, status: None  # a worker's end: its wait status
+        ours, theirs = channel.pair()
+        root = str(Path(kvmfs.__file__).parent.parent)
+        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "kvmfs.worker.zygote", str(theirs.fileno()), core],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": path},
+            )
+        self._link = Link(ours)
+
+    @property
+    def is_ready(self) -> bool:
+        return self._ready.is_set()
+
+    async def run(self) -> None:
+        """Receive, until it ends or we are cancelled."""
+        try:
+            while True:
+                message, fds = await self._link.receive()
+                if "ready" in message:
+                    self._ready.set()
+                elif "exited" in message:
+                    self.ended(message["exited"], message["status"])
+                else:
+                    await self._answer.send((message, fds))
+        except channel.ChannelClosed:
+            self._log("the process that forks workers has died: no new VMs")
+        finally:
+            self._answer.close()
+            self._ready.set()
+            self._link.close()
+            self._process.kill()  # it may be compiling, and would see our end late
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._process.wait)
+
+    async def wait_ready(self) -> None:
+        await self._ready.wait()
+
+    async def fork(self, fds: list[int], **settings: Any) -> tuple[int, int]:
+        """A new worker: its pid, and a pidfd, the caller's to close. OSError(EIO) when there is no zygote.
+
+        `fds`: its /dev/fuse file, its end of the control channel, its stderr.
+        """
+        async with self._lock:
+            try:
+                await self._link.send({"op": "fork", "id": 0, **settings}, fds)
+                message, received = await self._answers.receive()
+            except (channel.ChannelClosed, trio.EndOfChannel, trio.ClosedResourceError):
+                raise OSError(errno.EIO, "no process to fork workers from") from None
+        return message["pid"], received[0]

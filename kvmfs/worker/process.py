@@ -1,0 +1,68 @@
+"""A worker's life, from the fork to its end."""
+
+from __future__ import annotations
+
+import faulthandler
+import signal
+import socket
+import threading
+from typing import Protocol
+
+from kvmfs.kvm.caller import Node
+from kvmfs.wire.connection import Connection
+from kvmfs.worker import channel
+from kvmfs.worker.broker_link import BrokerLink
+from kvmfs.worker.dispatch import Server
+from kvmfs.worker.readers import Native
+
+
+class Core(Protocol):
+    """The module that knows what a VM is."""
+
+    def create_vm(self, *, kind: int, client: int, passthrough: bool) -> Node: ...
+
+
+_native: Native | None = None
+
+
+def preload() -> None:
+    """What takes time and is the same for all workers: done in the zygote."""
+    global _native
+    _native = Native()
+
+
+def run(core: Core, fuse_fd: int, control: socket.socket, settings: channel.Message) -> int:
+    """Serve one VM until it is gone. In a fresh child of the zygote; returns the exit status.
+
+    settings: kind, the argument of KVM_CREATE_VM; client, the tgid; passthrough, whether to try it.
+    """
+    assert _native
+    faulthandler.enable()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    broker = BrokerLink(control)
+    connection = Connection(fuse_fd)
+    negotiated = connection.handshake(passthrough=settings["passthrough"])
+    client: int = settings["client"]
+    try:
+        vm = core.create_vm(kind=settings["kind"], client=client, passthrough=negotiated.passthrough)
+    except OSError as error:
+        broker.tell("failed", errno=error.errno, what=str(error))
+        return 0
+    server = Server(connection, broker, _native, client=client, vm=vm)
+    server.start()
+    broker.tell("serving", passthrough=negotiated.passthrough, resend=negotiated.resend)
+
+    def command(message: channel.Message) -> channel.Message | None:
+        if message["op"] == "hold":
+            return {"busy": sorted(server.hold())}
+        if message["op"] == "release":
+            server.release()
+        elif message["op"] == "device":
+            server.device.put(message["device"])
+        return None
+
+    broker.listen(command)
+    server.release()  # the broker may have died with our replies on hold
+    threading.Event().wait()  # the VM goes on without it
+    return 0

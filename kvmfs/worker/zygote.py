@@ -1,0 +1,100 @@
+"""The process that workers are forked from: everything imported, compiled code loaded, memory frozen.
+
+fork() of a process with threads would copy locks in whatever state they are; so this one has a single thread, and the
+garbage collector is told to leave what is there alone, so that workers share its pages. It serves one broker:
+
+    {"op": "fork", "id", ...settings}, fds [fuse, control, stderr] -> {"id", "pid"}, fds [pidfd]
+    {"ready": true} once it can fork; {"exited": pid, "status": wait status} for each worker that ends
+
+It ends when the broker does; workers live on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+from typing import NoReturn
+
+from kvmfs.worker import channel, process
+
+
+def main() -> None:
+    """`python -m kvmfs.worker.zygote FD CORE`: the broker's socket, and the module that has `create_vm`."""
+    os.setsid()  # a ^C at the broker's terminal is not for us
+    broker = socket.socket(fileno=int(sys.argv[1]))
+    broker.set_inheritable(False)
+    core: process.Core = importlib.import_module(sys.argv[2])
+    process.preload()
+    gc.collect()
+    gc.freeze()
+    channel.send(broker, {"ready": True})
+    _serve(broker, core)
+
+
+def _serve(broker: socket.socket, core: process.Core) -> None:
+    wakeup, wakeup_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wakeup_in, warn_on_full_buffer=False)
+    poll = select.poll()
+    poll.register(broker, select.POLLIN)
+    poll.register(wakeup, select.POLLIN)
+    while True:
+        poll.poll()
+        with contextlib.suppress(BlockingIOError):
+            os.read(wakeup, 4096)
+        _reap(broker)
+        try:
+            broker.setblocking(False)
+            message, fds = channel.receive(broker)
+        except BlockingIOError:
+            continue
+        except channel.ChannelClosed:
+            return
+        finally:
+            broker.setblocking(True)
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _become_worker(core, message, fds)
+        channel.close_all(fds)
+        pidfd = os.pidfd_open(pid)
+        with contextlib.suppress(channel.ChannelClosed):
+            channel.send(broker, {"id": message["id"], "pid": pid}, [pidfd])
+        os.close(pidfd)
+
+
+def _become_worker(core: process.Core, settings: channel.Message, fds: list[int]) -> NoReturn:
+    """In the child: nothing but the worker's own descriptors stays open."""
+    status = 1
+    try:
+        fuse_fd, control_fd, stderr_fd = fds
+        os.dup2(stderr_fd, 2)
+        null = os.open("/dev/null", os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        first, second = sorted((fuse_fd, control_fd))
+        os.closerange(3, first)
+        os.closerange(first + 1, second)
+        os.closerange(second + 1, 1 << 20)
+        status = process.run(core, fuse_fd, socket.socket(fileno=control_fd), settings)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)
+
+
+def _reap(broker: socket.socket) -> None:
+    with contextlib.suppress(ChildProcessError, channel.ChannelClosed):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            channel.send(broker, {"exited": ended[0], "status": ended[1]})
+
+
+if __name__ == "__main__":
+    main()

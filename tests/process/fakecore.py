@@ -1,0 +1,130 @@
+"""A core with the least that the processes around it need: a VM that makes vCPUs, vCPUs that do as the run page says.
+
+The client writes a command into the run page's cr8 and makes KVM_RUN:
+
+    RETURN      comes back at once with KVM_EXIT_IO
+    BLOCK       comes back when interrupted, with KVM_EXIT_INTR and EINTR
+    SERVICE     goes to Python once, which adds 1 to apic_base, and then is RETURN
+    CRASH       dies of SIGSEGV
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import struct
+from typing import Any
+
+from kvmfs.jit import build
+from kvmfs.jit.raw import load8, load64, store32, store64, syscall
+from numba import cfunc
+
+from kvmfs.abi.exits import Exit
+from kvmfs.abi.ioctls import KVM_CREATE_VCPU, KVM_GET_REGS, KVM_SET_REGS
+from kvmfs.abi.run import Run
+from kvmfs.kvm.block import Block
+from kvmfs.worker.block import SERVICE as NEEDS_PYTHON
+
+# Only the reader loop is needed, not the whole of the vCPU.
+build._groups = lambda: [build.Group.registry["worker"]]
+
+RETURN, BLOCK, SERVICE, CRASH = range(4)
+PROBE, FAIL_AFTER_INSTALL, READ_CLIENT = 0xAEF0, 0xAEF1, 0xAEF2
+
+REQUEST, PAGE = 0, 8  # of a vCPU's context
+IMMEDIATE_EXIT, EXIT_REASON, CR8 = Run.immediate_exit.offset, Run.exit_reason.offset, Run.cr8.offset
+STOP = 2
+SIZE = 3 * 4096
+EXIT_IO, EXIT_INTR, EINTR = int(Exit.IO), int(Exit.INTR), errno.EINTR
+FUTEX = 202
+
+
+@cfunc("int64(int64)")
+def enter(context):  # type: ignore[no-untyped-def]
+    page = load64(context + PAGE)
+    command = load64(page + CR8)
+    if load8(page + IMMEDIATE_EXIT):
+        store32(page + EXIT_REASON, EXIT_INTR)
+        return -EINTR
+    if command == BLOCK:
+        while load64(context + REQUEST) & STOP == 0:
+            syscall(FUTEX, context + REQUEST, 128, 0, 0, 0, 0)
+        store32(page + EXIT_REASON, EXIT_INTR)
+        return -EINTR
+    if command == SERVICE:
+        return NEEDS_PYTHON
+    if command == CRASH:
+        store64(0, 0)
+    store32(page + EXIT_REASON, EXIT_IO)
+    return 0
+
+
+class FakeVcpu:
+    def __init__(self, number: int) -> None:
+        self.name = f"vcpu{number}"
+        self.size = SIZE
+        self.memfd = os.memfd_create("run", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.memfd, SIZE)
+        self._map = mmap.mmap(self.memfd, SIZE)
+        self._pin = ctypes.c_char.from_buffer(self._map)
+        self._context = Block(4096)
+        self.page = self._context[PAGE] = ctypes.addressof(self._pin)
+        self.enter, self.context = enter.address, self._context.address
+        self.request, self.stop = self._context.address + REQUEST, STOP
+        self._regs = bytes(144)
+
+    def ioctl(self, caller: Any, cmd: int, arg: int) -> int:
+        if cmd == KVM_SET_REGS.number:
+            self._regs = caller.read(arg, 144)
+            return 0
+        if cmd == KVM_GET_REGS.number:
+            caller.write(arg, self._regs)
+            return 0
+        raise OSError(errno.EINVAL, "")
+
+    def service(self, caller: Any) -> None:
+        base = Run.apic_base.offset
+        (count,) = struct.unpack_from("<Q", self._map, base)
+        struct.pack_into("<QQ", self._map, CR8, RETURN, count + 1)
+
+    def released(self) -> None:
+        pass
+
+
+class FakeVm:
+    name = "vm"
+
+    def __init__(self, kind: int) -> None:
+        self.kind = kind
+        self.vcpus: list[FakeVcpu] = []
+
+    def ioctl(self, caller: Any, cmd: int, arg: int) -> int:
+        if caller.tgid == 0:
+            raise OSError(errno.EIO, "")
+        if cmd == KVM_CREATE_VCPU.number:
+            vcpu = FakeVcpu(arg)
+            number: int = caller.install(vcpu)
+            self.vcpus.append(vcpu)
+            return number
+        if cmd == FAIL_AFTER_INSTALL:
+            caller.install(FakeVcpu(arg))
+            raise OSError(errno.EDOM, "")
+        if cmd == PROBE:
+            import importlib
+
+            probe = importlib.import_module("tests.process.escape")
+            text = probe.report(arg)
+            caller.write(arg, text)
+            return len(text)
+        raise OSError(errno.ENOTTY, "")
+
+    def released(self) -> None:
+        pass
+
+
+def create_vm(*, kind: int, client: int, passthrough: bool) -> FakeVm:
+    if kind == 99:
+        raise OSError(errno.EDOM, "no such kind")
+    return FakeVm(kind)

@@ -22,9 +22,8 @@ mount -t tmpfs -o mode=755 overlay /mnt/overlay
 mkdir /mnt/overlay/upper /mnt/overlay/work
 mount -t overlay -o lowerdir=/mnt/host,upperdir=/mnt/overlay/upper,workdir=/mnt/overlay/work,metacopy=off,xino=off \
     root /mnt/root || echo "no overlay"
-mkdir -p /mnt/root/dev /mnt/root/proc /mnt/root/sys /mnt/root/run /mnt/root/tmp
+mkdir -p /mnt/root/dev /mnt/root/proc /mnt/root/sys /mnt/root/run
 mount -t tmpfs run /mnt/root/run
-mount -t tmpfs -o mode=1777 tmp /mnt/root/tmp
 mkdir /mnt/root/run/vm
 cp /bin/busybox /job /mnt/root/run/vm/
 cat >/mnt/root/run/vm/stage2 <<'X'

@@ -75,31 +75,30 @@ class VM:
 
     def _boot(self, initrd: str, timeout: float, echo: IO[bytes] | None) -> Result:
         started = time.monotonic()
-        process = subprocess.Popen(
-            self._command(initrd), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        killer = threading.Timer(timeout, process.kill)
-        killer.start()
         console: list[bytes] = []
         start = end = status = None
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                line = line.replace(b"\r\n", b"\n")
-                console.append(line)
-                if line.startswith(_STATUS):
-                    status = int(line.removeprefix(_STATUS))
-                    end = len(console) - 1
-                elif line.startswith(_STARTS):
-                    start = len(console)
-                elif echo is not None and start is not None and status is None:
-                    echo.write(line)
-                    echo.flush()
-            process.wait()
-        finally:
-            killer.cancel()
-            process.kill()
-            process.wait()
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            self._command(initrd), stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT
+        ) as machine:
+            killer = threading.Timer(timeout, machine.kill)
+            killer.start()
+            try:
+                assert machine.stdout is not None
+                for line in machine.stdout:
+                    line = line.replace(b"\r\n", b"\n")
+                    console.append(line)
+                    if line.startswith(_STATUS):
+                        status = int(line.removeprefix(_STATUS))
+                        end = len(console) - 1
+                    elif line.startswith(_STARTS):
+                        start = len(console)
+                    elif echo is not None and start is not None and status is None:
+                        echo.write(line)
+                        echo.flush()
+            finally:
+                machine.kill()
+                killer.cancel()
         # The line feed before the status is not the command's.
         text = b"".join(console) if end is None else b"".join(console[start:end])[:-1]
         return Result(status, text.decode(errors="replace"), time.monotonic() - started)

@@ -1,0 +1,122 @@
+"""python -m bench: the speeds that kvmfs promises, measured in one run.
+
+Printed, never asserted: a busy machine is no bug.  `scripts/bench` sets up and calls this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).resolve().parent
+
+
+def kvmfs(*words: str | Path) -> list[str]:
+    return [sys.executable, "-m", "kvmfs", *map(str, words)]
+
+
+def compile_c(name: str, into: Path) -> Path:
+    """A program of ours, with Linux 6.12's headers if KVMFS_LINUX names a tree that has them."""
+    tree = os.environ.get("KVMFS_LINUX")
+    headers = ["-isystem", f"{tree}/usr/include"] if tree else []
+    subprocess.run(["cc", "-O2", *headers, "-o", into / name, HERE / f"{name}.c"], check=True)
+    return into / name
+
+
+def number(*argv: str | Path) -> float:
+    done = subprocess.run(list(map(str, argv)), stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout)
+
+
+def seconds(argv: list[str], env: dict[str, str] | None = None) -> float:
+    started = time.perf_counter()
+    subprocess.run(argv, stdout=subprocess.DEVNULL, check=True, env={**os.environ, **(env or {})})
+    return time.perf_counter() - started
+
+
+def children(pid: int) -> Iterator[int]:
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            yield child
+            with contextlib.suppress(FileNotFoundError):
+                yield from children(child)
+
+
+def private_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+def idle_worker(client: Path) -> float:
+    """Private memory, in MiB, of the process that serves a VM with one vCPU that has run."""
+    with subprocess.Popen(
+        kvmfs("run", "--", client, "idle"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as launcher:
+        assert launcher.stdout is not None
+        if launcher.stdout.readline() != b"ready\n":
+            raise RuntimeError("the client did not start")
+        # The worker was forked last: by the zygote, when the VM was created.
+        zygotes = {pid for pid in children(launcher.pid) for _ in children(pid)}
+        workers = [pid for pid in children(launcher.pid) if pid not in zygotes and b"idle" not in argv(pid)]
+        result = max(map(private_mib, workers))
+        assert launcher.stdin is not None
+        launcher.stdin.close()
+    return result
+
+
+def argv(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def main() -> None:
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    table = Table("", "measured", "wanted", title="kvmfs", title_justify="left", header_style="bold")
+    table.columns[1].justify = table.columns[2].justify = "right"
+
+    def row(what: str, unit: str, wanted: str, measure: Callable[[], float], note: str = "") -> float:
+        with console.status(what):
+            try:
+                value = measure()
+            except Exception as error:
+                table.add_row(what, f"[red]{type(error).__name__}[/red]", wanted)
+                console.print(f"[red]{what}: {error}[/red]", highlight=False)
+                return float("nan")
+        table.add_row(what + note, f"{value:,.1f} {unit}", wanted)
+        return value
+
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        client, floor = compile_c("client", work), compile_c("floor", work)
+
+        def measured(*words: str) -> Callable[[], float]:
+            return lambda: number(*kvmfs("run", "--", client, *words))
+
+        least = row("ioctl of a FUSE server in C, round trip", "ns", "", lambda: number(floor, "50000"))
+        trip = row("KVM_RUN round trip: out, exit, enter", "ns", "3 x the C server", measured("roundtrip"))
+        table.add_row("  as a multiple of the C server's", f"{trip / least:.2f}", "3.00 or less")
+        row("KVM_CREATE_VM and KVM_CREATE_VCPU", "us", "20,000 us or less", measured("create"))
+        row("first touch of an adopted page", "ns", "5,000 ns or less", measured("touch"))
+        row("KVM_SET_MEMORY_ATTRIBUTES over 1 TiB", "us", "1,000 us or less", measured("attributes"))
+        row("private memory of an idle VM's worker", "MiB", "30 MiB or less", lambda: idle_worker(client))
+        seconds(kvmfs("run", "--", "true"))
+        row(
+            "kvmfs run -- true, warm",
+            "s",
+            "2 s or less",
+            lambda: min(seconds(kvmfs("run", "--", "true")) for _ in range(3)),
+        )
+        cold = {"KVMFS_CACHE_DIR": str(work / "cold")}
+        row("jit compile, cold", "s", "120 s or less", lambda: seconds(kvmfs("warm"), cold))
+    console.print(table)
+
+
+main()

@@ -10,7 +10,7 @@ NUMBA_DISABLE_JIT=1, where the same functions can be stepped through and measure
 import ctypes
 from collections.abc import Callable
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import config, types
 from numba.extending import intrinsic
 
@@ -233,6 +233,9 @@ def umulh(builder, a, b):
 def smulh(builder, a, b):
     """High 64 bits of the signed product."""
     return _wide(builder, a, b, builder.sext)
+
+
+binding.initialize_native_asmparser()  # numba itself has no inline assembly
 
 
 def _asm(builder, result, operands, text: str, constraints: str):

@@ -86,6 +86,13 @@ def set_zf(s, value):
     set_arithmetic(s, arithmetic(s) & ~S.ZF | value << 6)
 
 
+@compiled
+def set_result(s, result, carry, overflow, adjust):
+    """All six: ZF, SF and PF of a result sign-extended from its width, the others as given (0 or 1)."""
+    store64(s + S.FLAG_RESULT, result)
+    store64(s + S.FLAG_AUX, shl(carry, 63) | shl(carry ^ overflow, 62) | adjust << 3)
+
+
 def make_setters(width):
     """(after_add, after_sub, after_logic, sign_extend) for an operand width in bits.
 

@@ -3,7 +3,7 @@
 from .. import state as S
 from ..build import compiled
 from ..raw import load8, load16, load32, load64, sload8, sload16, sload32, store8, store16, store64, zext32
-from .record import DST, NEXT, OFFSET, RECORD, SRC
+from .record import BASE_PTR, DST, NEXT, OFFSET, RECORD, SRC
 
 WIDTHS = (8, 16, 32, 64)
 LOAD = {8: load8, 16: load16, 32: load32, 64: load64}  # zero-extending
@@ -29,6 +29,12 @@ def dst(r):
 def src(r):
     """Address of the source operand."""
     return load64(r + SRC)
+
+
+@compiled
+def third(r):
+    """Address of the third operand of handlers that have one: a count, a VEX operand."""
+    return load64(r + BASE_PTR)
 
 
 @compiled

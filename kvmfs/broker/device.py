@@ -180,7 +180,8 @@ class Broker:
                 client = self._clients.get(fds.tgid_of(message.tid))
                 await self._wait_for_zygote(creation)
                 vm = VmProcess(client, self._log)
-                await vm.start(self._zygote, kind=message.arg, passthrough=self._passthrough)
+                who = {"uid": message.uid, "gid": message.gid}
+                await vm.start(self._zygote, kind=message.arg, passthrough=self._passthrough, **who)
             except OSError as error:
                 self._log_failure(message, error)
                 self._connection.reply(reply.ioctl(message.unique, -(error.errno or errno.EIO)))

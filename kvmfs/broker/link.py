@@ -28,6 +28,8 @@ class Link:
     async def send(self, message: Message, fds: list[int] | tuple[int, ...] = ()) -> None:
         """ChannelClosed when nobody will read it."""
         while True:
+            if self._socket.fileno() < 0:
+                raise channel.ChannelClosed
             try:
                 return channel.send(self._socket, message, fds)
             except BlockingIOError:

@@ -59,13 +59,15 @@ class VmProcess:
         self._link = Link(ours)
         self._stderr = os.memfd_create("kvmfs-worker-stderr", os.MFD_CLOEXEC)
 
-    async def start(self, zygote: Zygote, *, kind: int, passthrough: bool) -> None:
-        """Have the worker made. `kind`: the argument of KVM_CREATE_VM. OSError."""
+    async def start(self, zygote: Zygote, *, kind: int, passthrough: bool, uid: int, gid: int) -> None:
+        """Have the worker made. `kind`: the argument of KVM_CREATE_VM; `uid`, `gid`: its caller's. OSError."""
         self.pid, self._pidfd = await zygote.fork(
             [self._connection.fileno(), self._theirs.fileno(), self._stderr],
             kind=kind,
             client=self.client.tgid,
             passthrough=passthrough,
+            uid=uid,
+            gid=gid,
         )
         self._theirs.close()
 
@@ -252,9 +254,9 @@ class VmProcess:
 
 
 def _is_memfd(fd: int) -> bool:
-    """A file that has no name and never had one, and that can be sealed: shmem files in a file system cannot."""
+    """Whether a file lies where only files without names do: the kernel's own shmem file system."""
+    own = os.memfd_create("", os.MFD_CLOEXEC)
     try:
-        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-    except OSError:
-        return False
-    return not seals & fcntl.F_SEAL_SEAL
+        return os.fstat(fd).st_dev == os.fstat(own).st_dev
+    finally:
+        os.close(own)

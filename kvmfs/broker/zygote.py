@@ -14,6 +14,7 @@ import trio
 
 import kvmfs
 from kvmfs.broker.link import Link
+from kvmfs.wire import mount
 from kvmfs.worker import channel
 
 Log = Callable[[str], None]
@@ -33,13 +34,17 @@ class Zygote:
         ours, theirs = channel.pair()
         root = str(Path(kvmfs.__file__).parent.parent)
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "kvmfs.worker.zygote", str(theirs.fileno()), core],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path},
-            )
+        empty = mount.tmpfs(mode=0o500)
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "kvmfs.worker.zygote", str(theirs.fileno()), str(empty), core],
+                    pass_fds=[theirs.fileno(), empty],
+                    stdin=subprocess.DEVNULL,
+                    env={**os.environ, "PYTHONPATH": path},
+                )
+        finally:
+            os.close(empty)
         self._link = Link(ours)
 
     @property

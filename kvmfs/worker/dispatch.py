@@ -245,7 +245,7 @@ class Server:
                     self._seat(entry, *seat)
                 number = caller.request_install(node.name)
             except BaseException:
-                self._nodes.drop(entry)
+                self._nodes.cancel(entry)
                 if seat:
                     self._pool.unseat(seat[0])
                 raise
@@ -358,5 +358,4 @@ class Server:
         self._reply(reply.ok(message.unique))
         entry = self._entry(message)
         if self._nodes.release(entry) and entry.installed:
-            self._nodes.drop(entry)
             entry.node.released()

@@ -71,12 +71,17 @@ class Nodes:
             self._by_id[nodeid] = self._by_name[node.name.encode()] = entry
             return entry
 
-    def drop(self, entry: Entry) -> None:
-        """Forget an entry that nobody has open."""
+    def cancel(self, entry: Entry) -> None:
+        """No more opens of it. It goes with its last handle, if the broker had come as far as having one."""
         with self._lock:
-            self._by_id.pop(entry.nodeid, None)
-            if self._by_name.get(name := entry.node.name.encode()) is entry:
-                del self._by_name[name]
+            entry.expected = 0
+            if not entry.handles:
+                self._drop(entry)
+
+    def _drop(self, entry: Entry) -> None:
+        self._by_id.pop(entry.nodeid, None)
+        if self._by_name.get(name := entry.node.name.encode()) is entry:
+            del self._by_name[name]
 
     def named(self, name: bytes) -> Entry | None:
         with self._lock:
@@ -102,6 +107,8 @@ class Nodes:
         with self._lock:
             entry.handles -= 1
             self._handles -= 1
+            if entry.handles == 0:
+                self._drop(entry)
             return entry.handles == 0
 
     @property

@@ -13,6 +13,7 @@ from kvmfs.wire.connection import Connection
 from kvmfs.worker import channel
 from kvmfs.worker.broker_link import BrokerLink
 from kvmfs.worker.dispatch import Server
+from kvmfs.worker.harden import harden
 from kvmfs.worker.readers import Native
 
 
@@ -34,7 +35,8 @@ def preload() -> None:
 def run(core: Core, fuse_fd: int, control: socket.socket, settings: channel.Message) -> int:
     """Serve one VM until it is gone. In a fresh child of the zygote; returns the exit status.
 
-    settings: kind, the argument of KVM_CREATE_VM; client, the tgid; passthrough, whether to try it.
+    settings: kind, the argument of KVM_CREATE_VM; client, the tgid, and its uid and gid; passthrough, whether to try
+    it.
     """
     assert _native
     faulthandler.enable()
@@ -49,6 +51,7 @@ def run(core: Core, fuse_fd: int, control: socket.socket, settings: channel.Mess
     except OSError as error:
         broker.tell("failed", errno=error.errno, what=str(error))
         return 0
+    harden(client, settings["uid"], settings["gid"])
     server = Server(connection, broker, _native, client=client, vm=vm)
     server.start()
     broker.tell("serving", passthrough=negotiated.passthrough, resend=negotiated.resend)

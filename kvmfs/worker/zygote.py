@@ -22,22 +22,31 @@ import sys
 from typing import NoReturn
 
 from kvmfs.worker import channel, process
+from kvmfs.worker.harden import leave_filesystem
 
 
 def main() -> None:
-    """`python -m kvmfs.worker.zygote FD CORE`: the broker's socket, and the module that has `create_vm`."""
+    """`python -m kvmfs.worker.zygote FD EMPTY CORE`.
+
+    FD: the broker's socket; EMPTY: descriptor of an empty directory; CORE: the module that has `create_vm`.
+    """
     os.setsid()  # a ^C at the broker's terminal is not for us
     broker = socket.socket(fileno=int(sys.argv[1]))
     broker.set_inheritable(False)
-    core: process.Core = importlib.import_module(sys.argv[2])
+    empty = int(sys.argv[2])
+    core: process.Core = importlib.import_module(sys.argv[3])
     process.preload()
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    with contextlib.suppress(PermissionError):  # seccomp is what counts (harden.py)
+        leave_filesystem(empty)
+    os.close(empty)
     gc.collect()
     gc.freeze()
     channel.send(broker, {"ready": True})
-    _serve(broker, core)
+    _serve(broker, core, null)
 
 
-def _serve(broker: socket.socket, core: process.Core) -> None:
+def _serve(broker: socket.socket, core: process.Core, null: int) -> None:
     wakeup, wakeup_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wakeup_in, warn_on_full_buffer=False)
@@ -62,7 +71,7 @@ def _serve(broker: socket.socket, core: process.Core) -> None:
         if pid == 0:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _become_worker(core, message, fds)
+            _become_worker(core, message, fds, null)
         channel.close_all(fds)
         pidfd = os.pidfd_open(pid)
         with contextlib.suppress(channel.ChannelClosed):
@@ -70,13 +79,12 @@ def _serve(broker: socket.socket, core: process.Core) -> None:
         os.close(pidfd)
 
 
-def _become_worker(core: process.Core, settings: channel.Message, fds: list[int]) -> NoReturn:
+def _become_worker(core: process.Core, settings: channel.Message, fds: list[int], null: int) -> NoReturn:
     """In the child: nothing but the worker's own descriptors stays open."""
     status = 1
     try:
         fuse_fd, control_fd, stderr_fd = fds
         os.dup2(stderr_fd, 2)
-        null = os.open("/dev/null", os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
         first, second = sorted((fuse_fd, control_fd))

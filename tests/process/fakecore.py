@@ -1,11 +1,6 @@
 """A core with the least that the processes around it need: a VM that makes vCPUs, vCPUs that do as the run page says.
 
-The client writes a command into the run page's cr8 and makes KVM_RUN:
-
-    RETURN      comes back at once with KVM_EXIT_IO
-    BLOCK       comes back when interrupted, with KVM_EXIT_INTR and EINTR
-    SERVICE     goes to Python once, which adds 1 to apic_base, and then is RETURN
-    CRASH       dies of SIGSEGV
+fakecore_commands has the commands.
 """
 
 from __future__ import annotations
@@ -26,12 +21,20 @@ from kvmfs.abi.ioctls import KVM_CREATE_VCPU, KVM_GET_REGS, KVM_SET_REGS
 from kvmfs.abi.run import Run
 from kvmfs.kvm.block import Block
 from kvmfs.worker.block import SERVICE as NEEDS_PYTHON
+from tests.process import escape
+from tests.process.fakecore_commands import (
+    BLOCK,
+    BLOCKED,
+    CRASH,
+    FAIL_AFTER_INSTALL,
+    PROBE,
+    REFUSED_BY_WORKER,
+    RETURN,
+    SERVICE,
+)
 
 # Only the reader loop is needed, not the whole of the vCPU.
 build._groups = lambda: [build.Group.registry["worker"]]
-
-RETURN, BLOCK, SERVICE, CRASH = range(4)
-PROBE, FAIL_AFTER_INSTALL, READ_CLIENT = 0xAEF0, 0xAEF1, 0xAEF2
 
 REQUEST, PAGE = 0, 8  # of a vCPU's context
 IMMEDIATE_EXIT, EXIT_REASON, CR8 = Run.immediate_exit.offset, Run.exit_reason.offset, Run.cr8.offset
@@ -49,6 +52,7 @@ def enter(context):  # type: ignore[no-untyped-def]
         store32(page + EXIT_REASON, EXIT_INTR)
         return -EINTR
     if command == BLOCK:
+        store32(page + EXIT_REASON, BLOCKED)
         while load64(context + REQUEST) & STOP == 0:
             syscall(FUTEX, context + REQUEST, 128, 0, 0, 0, 0)
         store32(page + EXIT_REASON, EXIT_INTR)
@@ -65,7 +69,7 @@ class FakeVcpu:
     def __init__(self, number: int) -> None:
         self.name = f"vcpu{number}"
         self.size = SIZE
-        self.memfd = os.memfd_create("run", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.memfd = os.memfd_create("run", os.MFD_CLOEXEC)
         os.ftruncate(self.memfd, SIZE)
         self._map = mmap.mmap(self.memfd, SIZE)
         self._pin = ctypes.c_char.from_buffer(self._map)
@@ -112,10 +116,7 @@ class FakeVm:
             caller.install(FakeVcpu(arg))
             raise OSError(errno.EDOM, "")
         if cmd == PROBE:
-            import importlib
-
-            probe = importlib.import_module("tests.process.escape")
-            text = probe.report(arg)
+            text = escape.report(caller.tgid)
             caller.write(arg, text)
             return len(text)
         raise OSError(errno.ENOTTY, "")
@@ -125,6 +126,6 @@ class FakeVm:
 
 
 def create_vm(*, kind: int, client: int, passthrough: bool) -> FakeVm:
-    if kind == 99:
+    if kind == REFUSED_BY_WORKER:
         raise OSError(errno.EDOM, "no such kind")
     return FakeVm(kind)

@@ -6,11 +6,12 @@ import errno
 from typing import Any
 
 from kvmfs.abi.ioctls import KVM_GET_API_VERSION
+from tests.process.fakecore_commands import REFUSED_BY_SYSTEM
 
 
 class FakeSystem:
     def check_vm_type(self, kind: int) -> None:
-        if kind == 98:
+        if kind == REFUSED_BY_SYSTEM:
             raise OSError(errno.EINVAL, "")
 
     def ioctl(self, caller: Any, cmd: int, arg: int) -> int:

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.process.harness import Broker
+
+FAKE = "tests.process.fakecore"
+
+
+@pytest.fixture(scope="module", params=["passthrough", "cached"])
+def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A broker over the fake core, with run pages by passthrough and through the page cache."""
+    process = Broker(tmp_path_factory.mktemp("broker"), FAKE, request.param)
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[Callable[..., Broker]]:
+    """Makes brokers for one test alone: `own_broker(core, pages)`."""
+    made: list[Broker] = []
+
+    def make(core: str = FAKE, pages: str = "passthrough") -> Broker:
+        directory = tmp_path / str(len(made))
+        directory.mkdir()
+        made.append(Broker(directory, core, pages))
+        return made[-1]
+
+    yield make
+    for process in made:
+        process.stop()

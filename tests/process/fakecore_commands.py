@@ -1,0 +1,18 @@
+"""What clients tell the fake core to do."""
+
+# in the run page's cr8
+RETURN = 0  # comes back at once with KVM_EXIT_IO
+BLOCK = 1  # marks the page, comes back when interrupted, with KVM_EXIT_INTR and EINTR
+SERVICE = 2  # goes to Python once, which adds 1 to apic_base, and then is RETURN
+CRASH = 3  # dies of SIGSEGV
+
+BLOCKED = 0xB10C
+"""exit_reason while BLOCK lasts."""
+
+# ioctls of a VM
+PROBE = 0xAEF0  # tries to break out: the answers as JSON, at most 4096 bytes, go to the argument
+FAIL_AFTER_INSTALL = 0xAEF1  # installs a vCPU and then fails with EDOM
+
+# arguments of KVM_CREATE_VM
+REFUSED_BY_SYSTEM = 98  # EINVAL
+REFUSED_BY_WORKER = 99  # EDOM

@@ -30,7 +30,7 @@ def u64(value: int) -> int:
     return value & 0xFFFF_FFFF_FFFF_FFFF
 
 
-def _primitive(arity: int, plain: Callable, result: bool = True) -> Callable:
+def primitive(arity: int, plain: Callable, result: bool = True) -> Callable:
     """Make a primitive of `arity` int64 arguments from a code generator `gen(builder, *values) -> value`."""
 
     def decorate(gen: Callable):
@@ -72,7 +72,7 @@ def _make_load(bits: int, signed: bool):
         return value - (1 << bits) if signed and value >> (bits - 1) & 1 and bits < 64 else value
 
     load.__name__ = f"{'s' if signed else ''}load{bits}"
-    return _primitive(1, plain)(load)
+    return primitive(1, plain)(load)
 
 
 def _make_store(bits: int):
@@ -84,7 +84,7 @@ def _make_store(bits: int):
         _C[bits].from_address(address).value = s64(value) if bits == 64 else value & ((1 << bits) - 1)
 
     store.__name__ = f"store{bits}"
-    return _primitive(2, plain, result=False)(store)
+    return primitive(2, plain, result=False)(store)
 
 
 load8, load16, load32, load64 = (_make_load(n, False) for n in (8, 16, 32, 64))
@@ -92,14 +92,14 @@ sload8, sload16, sload32 = (_make_load(n, True) for n in (8, 16, 32))
 store8, store16, store32, store64 = (_make_store(n) for n in (8, 16, 32, 64))
 
 
-@_primitive(3, lambda dst, src, n: ctypes.memmove(dst, src, n) and None, result=False)
+@primitive(3, lambda dst, src, n: ctypes.memmove(dst, src, n) and None, result=False)
 def memcpy(builder, dst, src, n):
     p8 = I8.as_pointer()
     fn = builder.module.declare_intrinsic("llvm.memmove", [p8, p8, I64])
     builder.call(fn, [builder.inttoptr(dst, p8), builder.inttoptr(src, p8), n, I1(0)])
 
 
-@_primitive(3, lambda dst, byte, n: ctypes.memset(dst, byte & 255, n) and None, result=False)
+@primitive(3, lambda dst, byte, n: ctypes.memset(dst, byte & 255, n) and None, result=False)
 def memset(builder, dst, byte, n):
     p8 = I8.as_pointer()
     fn = builder.module.declare_intrinsic("llvm.memset", [p8, I64])
@@ -125,7 +125,7 @@ def _make_cas(bits: int):
         return found
 
     cas.__name__ = f"cas{bits}"
-    return _primitive(3, plain)(cas)
+    return primitive(3, plain)(cas)
 
 
 # casN(address, old, new) -> the value found, zero-extended; it was swapped when that equals `old`.
@@ -143,7 +143,7 @@ def _make_rmw(operation: str, python: Callable[[int, int], int]):
         return found
 
     rmw.__name__ = f"atomic_{operation}"
-    return _primitive(2, plain)(rmw)
+    return primitive(2, plain)(rmw)
 
 
 # atomic_op(address, value) -> the previous 64-bit value.
@@ -153,12 +153,12 @@ atomic_add = _make_rmw("add", lambda a, b: a + b)
 atomic_xchg = _make_rmw("xchg", lambda a, b: b)
 
 
-@_primitive(0, lambda: None, result=False)
+@primitive(0, lambda: None, result=False)
 def fence(builder):
     builder.fence("seq_cst")
 
 
-@_primitive(4, lambda address, expected, new, _: _plain_cas128(address, expected, new))
+@primitive(4, lambda address, expected, new, _: _plain_cas128(address, expected, new))
 def cas128(builder, address, expected, new, _):
     """cas128(address, &expected, &new, 0) -> 1 if swapped; else 0 and *expected is what was found."""
     p128 = I128.as_pointer()
@@ -184,35 +184,35 @@ def _plain_cas128(address: int, expected: int, new: int) -> int:
 # Arithmetic -----
 
 
-@_primitive(2, lambda a, n: s64(u64(a) >> (n & 63)))
+@primitive(2, lambda a, n: s64(u64(a) >> (n & 63)))
 def lshr(builder, a, n):
     """Logical shift right; n is taken modulo 64."""
     return builder.lshr(a, builder.and_(n, I64(63)))
 
 
-@_primitive(2, lambda a, n: s64(a << (n & 63)))
+@primitive(2, lambda a, n: s64(a << (n & 63)))
 def shl(builder, a, n):
     """Shift left; n is taken modulo 64."""
     return builder.shl(a, builder.and_(n, I64(63)))
 
 
-@_primitive(2, lambda a, b: int(u64(a) < u64(b)))
+@primitive(2, lambda a, b: int(u64(a) < u64(b)))
 def ult(builder, a, b):
     return builder.zext(builder.icmp_unsigned("<", a, b), I64)
 
 
-@_primitive(2, lambda a, b: int(u64(a) <= u64(b)))
+@primitive(2, lambda a, b: int(u64(a) <= u64(b)))
 def ule(builder, a, b):
     return builder.zext(builder.icmp_unsigned("<=", a, b), I64)
 
 
-@_primitive(2, lambda a, b: s64(u64(a) // u64(b)))
+@primitive(2, lambda a, b: s64(u64(a) // u64(b)))
 def udiv(builder, a, b):
     """Unsigned quotient; the caller has checked b != 0."""
     return builder.udiv(a, b)
 
 
-@_primitive(2, lambda a, b: s64(u64(a) % u64(b)))
+@primitive(2, lambda a, b: s64(u64(a) % u64(b)))
 def urem(builder, a, b):
     """Unsigned remainder; the caller has checked b != 0."""
     return builder.urem(a, b)
@@ -223,13 +223,13 @@ def _wide(builder, a, b, extend):
     return builder.trunc(builder.lshr(product, I128(64)), I64)
 
 
-@_primitive(2, lambda a, b: s64(u64(a) * u64(b) >> 64))
+@primitive(2, lambda a, b: s64(u64(a) * u64(b) >> 64))
 def umulh(builder, a, b):
     """High 64 bits of the unsigned product."""
     return _wide(builder, a, b, builder.zext)
 
 
-@_primitive(2, lambda a, b: s64(s64(a) * s64(b) >> 64))
+@primitive(2, lambda a, b: s64(s64(a) * s64(b) >> 64))
 def smulh(builder, a, b):
     """High 64 bits of the signed product."""
     return _wide(builder, a, b, builder.sext)
@@ -244,7 +244,7 @@ def _asm(builder, result, operands, text: str, constraints: str):
     return builder.call(ir.InlineAsm(ftype, text, constraints, side_effect=True), operands)
 
 
-@_primitive(3, lambda hi, lo, d: s64(((u64(hi) << 64) | u64(lo)) // u64(d)))
+@primitive(3, lambda hi, lo, d: s64(((u64(hi) << 64) | u64(lo)) // u64(d)))
 def udiv128(builder, hi, lo, d):
     """hi:lo / d; the caller has checked hi < d (unsigned), so the quotient fits."""
     pair = ir.LiteralStructType([I64, I64])
@@ -252,7 +252,7 @@ def udiv128(builder, hi, lo, d):
     return builder.extract_value(value, 0)
 
 
-@_primitive(3, lambda hi, lo, d: s64(((u64(hi) << 64) | u64(lo)) % u64(d)))
+@primitive(3, lambda hi, lo, d: s64(((u64(hi) << 64) | u64(lo)) % u64(d)))
 def urem128(builder, hi, lo, d):
     pair = ir.LiteralStructType([I64, I64])
     value = _asm(builder, pair, [lo, hi, d], "divq $4", "={rax},={rdx},0,1,r,~{flags}")
@@ -267,7 +267,7 @@ def _make_unary(name: str, llvm: str, plain: Callable[[int], int]):
         return builder.call(fn, [a, I1(0)] if wants_poison_flag else [a])
 
     unary.__name__ = name
-    return _primitive(1, plain)(unary)
+    return primitive(1, plain)(unary)
 
 
 popcount = _make_unary("popcount", "llvm.ctpop", lambda a: u64(a).bit_count())
@@ -286,7 +286,7 @@ def _make_extend(bits: int, signed: bool):
         return low - (1 << bits) if signed and low >> (bits - 1) else low
 
     extend.__name__ = f"{'sext' if signed else 'zext'}{bits}"
-    return _primitive(1, plain)(extend)
+    return primitive(1, plain)(extend)
 
 
 sext8, sext16, sext32 = (_make_extend(n, True) for n in (8, 16, 32))
@@ -305,7 +305,7 @@ def _make_call(arity: int):
         return ctypes.CFUNCTYPE(ctypes.c_int64, *([ctypes.c_int64] * arity))(function)(*args)
 
     call.__name__ = f"call{arity}"
-    return _primitive(arity + 1, plain)(call)
+    return primitive(arity + 1, plain)(call)
 
 
 # callN(function address, N int64 arguments) -> int64
@@ -320,19 +320,19 @@ def _plain_syscall(number: int, *args: int) -> int:
     return result if result != -1 else -ctypes.get_errno()
 
 
-@_primitive(7, _plain_syscall)
+@primitive(7, _plain_syscall)
 def syscall(builder, number, a, b, c, d, e, f):
     """A raw Linux system call: the result, or -errno. No libc, no errno, no GIL."""
     constraints = "={rax},{rax},{rdi},{rsi},{rdx},{r10},{r8},{r9},~{rcx},~{r11},~{memory}"
     return _asm(builder, I64, [number, a, b, c, d, e, f], "syscall", constraints)
 
 
-@_primitive(0, lambda: None, result=False)
+@primitive(0, lambda: None, result=False)
 def pause(builder):
     _asm(builder, VOID, [], "pause", "~{memory}")
 
 
-@_primitive(0, lambda: __import__("time").perf_counter_ns())
+@primitive(0, lambda: __import__("time").perf_counter_ns())
 def rdtsc(builder):
     pair = ir.LiteralStructType([I64, I64])
     value = _asm(builder, pair, [], "rdtsc", "={rax},={rdx}")

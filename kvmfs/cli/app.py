@@ -38,7 +38,7 @@ TransportOption = Annotated[
     Transport,
     typer.Option(help="What carries the device: a FUSE file, or a CUSE character device (root, /dev/cuse)."),
 ]
-DeviceOption = Annotated[Path, typer.Option(metavar="PATH", help="Where the device is.")]
+DeviceOption = Annotated[Path, typer.Option(metavar="PATH", readable=False, help="Where the device is.")]
 Passthrough = Annotated[
     bool | None,
     typer.Option(
@@ -100,3 +100,88 @@ def run(
     except StartError as error:
         _fail(error, error.status)
     raise ExitStatus(status)
+
+
+@app.command(epilog="Exit status: 0 stopped by SIGTERM or SIGINT, [bold]125[/bold] there is no device.")
+def serve(
+    device: DeviceOption = Path("/dev/kvm"),
+    transport: TransportOption = Transport.AUTO,
+    mode: Annotated[str, typer.Option(metavar="OCTAL", help="Permission bits of the device.")] = "0660",
+    owner: Annotated[str, typer.Option(metavar="USER", help="Its owner, by name or number.")] = "root",
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GROUP", help="Its group: name or number. Default: kvm, if there is one.", show_default=False
+        ),
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Hide what is at PATH meanwhile.")] = False,
+    passthrough: Passthrough = None,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", "-f", help="Stay; for service managers (sd_notify is spoken) and debugging.")
+    ] = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Serve /dev/kvm to the whole system, as root, until SIGTERM.
+
+    Goes to the background when the device answers, and prints its pid. VMs that exist when it stops live on until they
+    are closed; the device is gone at once.
+
+    [dim]kvmfs serve --group kvm --mode 0660[/dim]
+    """
+    from kvmfs.cli import serve as daemon
+    from kvmfs.cli import serving
+    from kvmfs.cli.processes import StartError
+    from kvmfs.cli.run import SetupError
+
+    try:
+        bits = int(mode, 8)
+    except ValueError:
+        raise typer.BadParameter("an octal number such as 0660", param_hint="--mode") from None
+    options = daemon.Options(device.absolute(), transport, passthrough, bits, owner, group, replace)
+    log = _log(max(verbose, 1) if foreground else verbose)
+    try:
+        if foreground:
+            daemon.serve(options, serving.serve, log)
+        else:
+            print(daemon.detached(lambda ready: daemon.serve(options, serving.serve, log, ready)))
+    except SetupError as error:
+        _fail(error, 125)
+    except StartError as error:
+        _fail(error, error.status)
+
+
+@app.command(epilog="Exit status: 0 kvmfs run works here, [bold]1[/bold] something it needs is missing.")
+def check(
+    json: Annotated[bool, typer.Option("--json", help="Print findings by code, for scripts.")] = False,
+) -> None:
+    """Try everything kvmfs needs, and name what is missing and what to do about it.
+
+    Nothing is changed. /dev/kvm is not opened, which would load kvm.ko.
+    """
+    from kvmfs.cli import check as preflight
+
+    report = preflight.check()
+    if json:
+        from json import dumps
+
+        print(dumps(report.as_dict(), indent=2))
+    else:
+        from rich.console import Console
+
+        preflight.show(report, Console().print)
+    raise ExitStatus(0 if report.usable else 1)
+
+
+@app.command()
+def warm(
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Processes. Default: as many as CPUs.", show_default=False)
+    ] = None,
+) -> None:
+    """Compile the vCPU into the cache, once per version of kvmfs and numba. The first VM does it otherwise, and waits.
+
+    $KVMFS_CACHE_DIR or $XDG_CACHE_HOME/kvmfs or ~/.cache/kvmfs holds the cache.
+    """
+    from kvmfs.cli import warm as cache
+
+    cache.warm(jobs)

@@ -33,6 +33,7 @@ OPTIONS = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper
 # its place in the group, so that code compiled by one process calls the right function in another.
 GROUP_MODULES = {
     "mmu": "kvmfs.jit.mmu.group",
+    "trap": "kvmfs.jit.cpu.trap",
     "memory": "kvmfs.jit.cpu.memory",
     "alu": "kvmfs.jit.cpu.alu",
     "shift": "kvmfs.jit.cpu.shift",
@@ -43,6 +44,10 @@ GROUP_MODULES = {
     "string": "kvmfs.jit.cpu.string",
     "system": "kvmfs.jit.cpu.system",
     "segment": "kvmfs.jit.cpu.segment",
+    "control": "kvmfs.jit.cpu.control",
+    "flow": "kvmfs.jit.cpu.flow",
+    "io": "kvmfs.jit.cpu.io",
+    "fpu_state": "kvmfs.jit.cpu.fpu_state",
     "sse_move": "kvmfs.jit.cpu.sse_move",
     "decode": "kvmfs.jit.cpu.decode",
     "exception": "kvmfs.jit.cpu.exception",
@@ -119,7 +124,8 @@ def _address_of(dispatcher, name: str):
 
         def codegen(context, builder, signature, args):
             compiled_result = dispatcher.overloads[arguments]
-            assert compiled_result.signature.return_type == types.int64, f"{name} returns {compiled_result.signature}"
+            returned = types.unliteral(compiled_result.signature.return_type)  # always 0 is Literal[int](0)
+            assert returned == types.int64, f"{name} returns {compiled_result.signature}"
             wrapper = ir.Function(builder.module, ir.FunctionType(I64, [I64] * arity), name=f"kvmfs.{name}")
             wrapper.linkage = "internal"
             body = ir.IRBuilder(wrapper.append_basic_block())

@@ -70,6 +70,7 @@ FEATURES = _l.u64(4)
 MAXPHYADDR = _l.u64()
 CPUID_ENTRIES = _l.u64()  # address of records {u32 function, index, flags, eax, ebx, ecx, edx, pad[3]}
 CPUID_COUNT = _l.u64()
+MSR_EXITS = _l.u64()  # 1: every RDMSR and WRMSR is the embedder's business (an MSR filter is set)
 CR4_RESERVED, EFER_RESERVED, XCR0_SUPPORTED = (_l.u64() for _ in range(3))
 
 # FPU and vector state (XSAVE components 0..2 and room for AVX-512)
@@ -78,6 +79,8 @@ MXCSR = _l.u64()
 ST = _l.bytes(16 * 8, align=16)  # physical x87 registers R0..R7, 80 bits in 16 bytes
 VEC = _l.bytes(64 * 32, align=64)  # ZMM0..31; XMMn is the low 16 bytes
 
+IMAGE = _l.bytes(1024, align=64)  # an FXSAVE or XSAVE image in the making
+
 # An exception being raised (cpu/exception.py), and events as struct kvm_vcpu_events has them
 EXC_VECTOR, EXC_ERROR, EXC_HAS_ERROR, EXC_PAYLOAD = (_l.u64() for _ in range(4))
 EXC_PENDING = _l.u64()  # 1: EXC_* is to be delivered before the next instruction
@@ -85,6 +88,8 @@ EXC_INJECTED = _l.u64()  # 1: EXC_* was being delivered when the run ended
 INTR_INJECTED, INTR_VECTOR, INTR_SOFT, INTR_SHADOW = (_l.u64() for _ in range(4))  # shadow: 1 STI, 2 MOV SS
 NMI_INJECTED, NMI_PENDING, NMI_MASKED = (_l.u64() for _ in range(3))
 INTR_REQUEST = _l.u64()  # vector + 1 of an external interrupt to deliver when IF allows, else 0
+IRQ_WINDOW = _l.u64()  # embedder wants EXIT_IRQ_WINDOW when an interrupt could be taken (with REQ_EVENT)
+SHADOW_SET = _l.u64()  # this instruction set INTR_SHADOW
 SINGLE_STEP = _l.u64()  # embedder wants an exit after each instruction
 
 # The exit: why run() returned (EXIT_* below) and its details
@@ -97,6 +102,7 @@ INSN_LENGTH = _l.u64()
 PIO_PORT, PIO_SIZE, PIO_COUNT, PIO_IN = (_l.u64() for _ in range(4))
 PIO_DATA = _l.bytes(4096, align=64)
 PIO_STATE = _l.u64()  # IO_* below
+PIO_STRING, PIO_RIP = _l.u64(), _l.u64()  # it is INS; RIP at the exit
 MMIO_GPA, MMIO_SIZE, MMIO_STATE = (_l.u64() for _ in range(3))
 MMIO_DATA = _l.bytes(8)
 MMIO_WRITES = _l.u64()  # number of queued write fragments {gpa, size, data}, reported one exit each

@@ -1,9 +1,9 @@
 """Decoded instructions: a block is a header and a run of 64-byte records, one or more an instruction.
 
-A record names a handler and its operands as host addresses: a general register's slot, a scratch slot, the record's own
-immediate. So one handler serves register, memory and immediate forms: memory operands are brought into a scratch slot by
-a load record before, and taken back by a store record after. A handler is `int64 f(vcpu, record)`: it returns the next
-record's address, or 0 to leave the block with LEAVE set.
+A record names a handler and its operands as host addresses: a general register's slot, a scratch slot, the record's
+own immediate. So one handler serves register, memory and immediate forms: memory operands are brought into a scratch
+slot by a load record before, and taken back by a store record after. A handler is `int64 f(vcpu, record)`: it returns
+the next record's address, or 0 to leave the block with LEAVE set.
 """
 
 # Record fields
@@ -27,6 +27,7 @@ RECORD_LOCK = 1
 RECORD_REP = 2
 RECORD_REPNE = 4
 RECORD_FIRST = 8  # first record of its instruction
+RECORD_STACK = 16  # addresses relative to RSP or RBP: a bad address is #SS, not #GP
 
 # Block header, one record in size
 BLOCK_KEY_RIP = 0  # guest RIP

@@ -1,0 +1,198 @@
+"""Addresses and guest memory as instruction handlers see them: effective address, segment, TLB probe, slow path.
+
+All helpers here return 0 when the instruction cannot go on; LEAVE then says why and RIP is the instruction's own.
+"""
+
+from .. import state as S
+from ..build import compiled
+from ..mmu import layout as M
+from ..mmu.group import READ_SLOW, WRITE_SLOW
+from ..raw import call4, load8, load16, load32, load64, shl, store16, store64, ult, zext32
+from .operand import fault, rip_here
+from .record import ASIZE, BASE_PTR, FLAGS, IMM, INDEX_PTR, RECORD_STACK, SCALE, SEG_PTR
+
+LOAD_BYTES = {1: load8, 2: load16, 4: load32, 8: load64}
+
+
+@compiled
+def offset(s, r):
+    """The effective address before truncation to the address size."""
+    index = shl(load64(load64(r + INDEX_PTR)), load8(r + SCALE))
+    return load64(load64(r + BASE_PTR)) + index + load64(r + IMM)
+
+
+@compiled
+def truncate(address, asize):
+    """An offset cut to the address size in bytes."""
+    if asize == 8:
+        return address
+    return zext32(address) if asize == 4 else address & 0xFFFF
+
+
+@compiled
+def segment_fault(s, r, seg):
+    """#SS for the stack segment, #GP for the others, error code 0."""
+    return fault(s, r, S.SS_FAULT if seg == s + S.SS else S.GP, 0, 1)
+
+
+@compiled
+def segmented(s, r, seg, address, size, write):
+    """Offset `address` in the segment record `seg` -> linear address; checks LEAVE-style (SDM vol. 3, 5.3 to 5.5)."""
+    base = load64(seg + S.BASE)
+    if load64(s + S.HFLAGS) & S.MODE_CODE64 != 0:
+        # Only FS and GS have a base in 64-bit mode; canonicality is checked where translation misses.
+        return address + (base if seg >= s + S.FS else 0)
+    attr, limit, last = load64(seg + S.ATTR), load64(seg + S.LIMIT), address + size - 1
+    if load64(s + S.HFLAGS) & S.MODE_PROTECTED != 0:
+        code, writable = attr >> 3 & 1, attr >> 1 & 1
+        unreadable = code == 1 and writable == 0
+        if attr >> 16 & 1 or (write != 0 and (code == 1 or writable == 0)) or (write == 0 and unreadable):
+            return segment_fault(s, r, seg)
+        if code == 0 and attr >> 2 & 1:  # expand-down: valid above the limit
+            top = 0xFFFFFFFF if attr >> 14 & 1 else 0xFFFF
+            if ult(limit, address) == 0 or last > top:
+                return segment_fault(s, r, seg)
+            return zext32(base + address)
+    if last > limit:
+        return segment_fault(s, r, seg)
+    return zext32(base + address)
+
+
+@compiled
+def effective(s, r, size, write):
+    """The linear address of the record's memory operand; check LEAVE when SEG_PTR is set."""
+    address = offset(s, r)
+    seg = load64(r + SEG_PTR)
+    if seg == 0:
+        return address
+    return segmented(s, r, seg, truncate(address, load8(r + ASIZE)), size, write)
+
+
+@compiled
+def noncanonical(s, la, size):
+    """Whether a 64-bit access touches an address that is not canonical (48 or 57 bits)."""
+    if load64(s + S.HFLAGS) & S.MODE_CODE64 == 0:
+        return 0
+    up = 64 - (57 if load64(s + S.CR4) & S.CR4_LA57 else 48)
+    last = la + size - 1
+    return 1 if shl(la, up) >> up != la or shl(last, up) >> up != last else 0
+
+
+@compiled
+def probe(s, la, size, kind):
+    """Host address of [la, la+size) if the TLB has it for this kind of access and it stays on one page, else 0."""
+    entry = load64(s + S.TLB) + ((la >> 12) & (M.TLB_ENTRIES - 1)) * M.TLB_ENTRY
+    if load64(entry + kind) == la & -4096 and (la & 4095) <= 4096 - size:
+        return la + load64(entry + M.TLB_ADDEND)
+    return 0
+
+
+@compiled
+def call_slow(s, r, slot, la, size, pointer):
+    """An out-of-line access through the function table, with RIP precise for what it may raise."""
+    store64(s + S.RIP, rip_here(s, r))
+    flags = M.STACK << M.ACCESS_SHIFT if load16(r + FLAGS) & RECORD_STACK else 0
+    return call4(load64(load64(s + S.FUNCTIONS) + 8 * slot), s, la, size | flags, pointer)
+
+
+@compiled
+def read_mem(s, r, la, size, pointer):
+    """Copy guest bytes at linear address `la` to host `pointer`: 1, or 0 to leave. size: 1, 2, 4, 8."""
+    host = probe(s, la, size, M.TLB_READ)
+    if host == 0:
+        return call_slow(s, r, READ_SLOW, la, size, pointer)
+    if size == 8:
+        store64(pointer, load64(host))
+    elif size == 4:
+        store64(pointer, load32(host))
+    elif size == 2:
+        store64(pointer, load16(host))
+    else:
+        store64(pointer, load8(host))
+    return 1
+
+
+@compiled
+def on_running_code(s, host):
+    """Whether a store at `host` may have changed the running block."""
+    page = host & -4096
+    return 1 if page == load64(s + S.CODE_PAGE) or page == load64(s + S.CODE_PAGE2) else 0
+
+
+@compiled
+def write_mem(s, r, la, size, pointer):
+    """Copy host bytes at `pointer` to guest linear address `la`: 1, or 0 to leave. Any size up to 64.
+
+    The caller ends its block afterwards (branches, string instructions, system instructions do anyway).
+    """
+    return call_slow(s, r, WRITE_SLOW, la, size, pointer)
+
+
+# The stack
+
+
+@compiled
+def stack_mask(s):
+    """Which bits of RSP the stack uses."""
+    hflags = load64(s + S.HFLAGS)
+    if hflags & S.MODE_CODE64 != 0:
+        return -1
+    return 0xFFFFFFFF if hflags & S.MODE_STACK32 != 0 else 0xFFFF
+
+
+@compiled
+def stack_linear(s, r, address, size, write):
+    """Stack offset -> linear address; check LEAVE outside 64-bit mode."""
+    if load64(s + S.HFLAGS) & S.MODE_CODE64 != 0:
+        return address
+    return segmented(s, r, s + S.SS, address, size, write)
+
+
+@compiled
+def set_rsp(s, value):
+    """Write the stack pointer at the stack's size."""
+    mask = stack_mask(s)
+    if mask == 0xFFFF:
+        store16(s + S.RSP, value)
+    else:
+        store64(s + S.RSP, value & mask)
+    return 1
+
+
+@compiled
+def push_value(s, r, value, size):
+    """Push `size` bytes of `value`: 1, or 0 to leave with RSP unchanged."""
+    top = (load64(s + S.RSP) - size) & stack_mask(s)
+    la = stack_linear(s, r, top, size, 1)
+    if load64(s + S.LEAVE) != 0:
+        return 0
+    host = probe(s, la, size, M.TLB_WRITE)
+    if host != 0 and size == 8:
+        store64(host, value)
+    else:
+        store64(s + S.T3, value)
+        if call_slow(s, r, WRITE_SLOW, la, size | M.STACK << M.ACCESS_SHIFT, s + S.T3) == 0:
+            return 0
+    return set_rsp(s, top)
+
+
+@compiled
+def peek_value(s, r, depth, size):
+    """Read `size` bytes at RSP+depth into T3, zero-extended: 1, or 0 to leave."""
+    la = stack_linear(s, r, (load64(s + S.RSP) + depth) & stack_mask(s), size, 0)
+    if load64(s + S.LEAVE) != 0:
+        return 0
+    store64(s + S.T3, 0)
+    host = probe(s, la, size, M.TLB_READ)
+    if host != 0 and size == 8:
+        store64(s + S.T3, load64(host))
+        return 1
+    return call_slow(s, r, READ_SLOW, la, size | M.STACK << M.ACCESS_SHIFT, s + S.T3)
+
+
+@compiled
+def pop_value(s, r, size):
+    """Pop `size` bytes into T3, zero-extended: 1, or 0 to leave with RSP unchanged."""
+    if peek_value(s, r, 0, size) == 0:
+        return 0
+    return set_rsp(s, load64(s + S.RSP) + size)

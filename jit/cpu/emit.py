@@ -1,0 +1,322 @@
+"""Laying out the records of a decoded instruction: loads before the operation, stores after it."""
+
+from .. import state as S
+from ..build import compiled
+from ..raw import load64, memset, store8, store16, store64
+from . import optable as T
+from . import record as R
+from .memory import group as memory_group
+from .move import group as move_group
+from .trap import group as trap_group
+
+OK, SHORT, TOO_LONG, ENDS = 0, 1, 2, 3
+
+_memory, _move, _trap = memory_group.slots(), move_group.slots(), trap_group.slots()
+
+
+def _by_width(name: str, last: str = "") -> tuple[int, ...]:
+    """Table slots of a memory handler for 8, 16, 32, 64 and 128 bits."""
+    return (*(_memory[f"{name}{width}"] for width in (8, 16, 32, 64)), _memory.get(last, 0))
+
+
+LOADS, STORES = _by_width("load", "load128"), _by_width("store", "store128")
+RMWS, COMMITS, LOCKED = _by_width("rmw"), _by_width("commit"), _by_width("commit_locked")
+XCHG_MEM = _by_width("xchg_mem")
+POP_MEM = (0, *(_memory[f"pop_mem{width}"] for width in (16, 32, 64)), 0)
+BIT_ADDRESS = (0, *(_memory[f"bit_address{width}"] for width in (16, 32, 64)), 0)
+MOVES = (*(_move[f"mov{width}"] for width in (8, 16, 32, 64)), _move.get("mov128", 0))
+LOAD_ALIGNED, STORE_ALIGNED = _memory["load128a"], _memory["store128a"]
+UNDEFINED, PRIVILEGED = _trap["undefined"], _trap["general_protection"]
+UNIMPLEMENTED, END_BLOCK = _trap["unimplemented"], _trap["end_block"]
+
+
+@compiled
+def new_record(s, slot):
+    """Append a record for the instruction at hand."""
+    r = load64(s + S.D_RECORD)
+    store64(s + S.D_RECORD, r + R.RECORD)
+    memset(r, 0, R.RECORD)
+    store64(r + R.HANDLER, load64(load64(s + S.FUNCTIONS) + 8 * slot))
+    store64(r + R.DST, s + S.ZERO)
+    store64(r + R.SRC, s + S.ZERO)
+    store64(r + R.IMM, load64(s + S.D_IMM))
+    store64(r + R.BASE_PTR, s + S.ZERO)
+    store64(r + R.INDEX_PTR, s + S.ZERO)
+    store8(r + R.ASIZE, load64(s + S.D_ASIZE))
+    store8(r + R.OSIZE, load64(s + S.D_OSIZE))
+    store8(r + R.OFFSET, load64(s + S.D_START))
+    store8(r + R.NEXT, load64(s + S.D_CURSOR))
+    flags = load64(s + S.D_REP) | (R.RECORD_LOCK if load64(s + S.D_LOCK) else 0)
+    store16(r + R.FLAGS, flags | (R.RECORD_STACK if load64(s + S.D_STACK) else 0))
+    return r
+
+
+@compiled
+def add_address(s, r):
+    """Give a record the instruction's memory operand."""
+    store64(r + R.BASE_PTR, load64(s + S.D_BASE))
+    store64(r + R.INDEX_PTR, load64(s + S.D_INDEX))
+    store8(r + R.SCALE, load64(s + S.D_SCALE))
+    store64(r + R.IMM, load64(s + S.D_DISP))
+    store64(r + R.SEG_PTR, load64(s + S.D_SEG_PTR))
+
+
+@compiled
+def width_index(s, size):
+    """0 to 4 for 8, 16, 32, 64, 128 bits."""
+    osize = load64(s + S.D_OSIZE)
+    if size == T.SIZE_B:
+        return 0
+    if size == T.SIZE_W:
+        return 1
+    if size == T.SIZE_D:
+        return 2
+    if size == T.SIZE_Q:
+        return 3
+    if size == T.SIZE_X:
+        return 4
+    if size == T.SIZE_Y:
+        return 3 if osize == 8 else 2
+    return 3 if osize == 8 else 2 if osize == 4 else 1
+
+
+@compiled
+def register(s, number, size):
+    """Address of a general register's operand; without REX, byte registers 4 to 7 are AH CH DH BH."""
+    if size == T.SIZE_B and load64(s + S.D_REX) == 0 and number >= 4:
+        return s + S.GPR + 8 * (number - 4) + 1
+    return s + S.GPR + 8 * number
+
+
+@compiled
+def place(s, r, kind, size, scratch):
+    """Address of an operand of record r; a memory operand is in `scratch`."""
+    if kind == T.E or kind == T.W:
+        if load64(s + S.D_MOD) != 3:
+            return scratch
+        if kind == T.E:
+            return register(s, load64(s + S.D_RM), size)
+        return s + S.VEC + 64 * load64(s + S.D_RM)
+    if kind == T.G:
+        return register(s, load64(s + S.D_REG), size)
+    if kind == T.R:
+        return s + S.GPR + 8 * load64(s + S.D_RM)
+    if kind == T.V:
+        return s + S.VEC + 64 * load64(s + S.D_REG)
+    if kind == T.U:
+        return s + S.VEC + 64 * load64(s + S.D_RM)
+    if kind == T.Z:
+        return register(s, load64(s + S.D_OPCODE) & 7 | (load64(s + S.D_REX) & 1) << 3, size)
+    if kind == T.A:
+        return s + S.RAX
+    if kind == T.D:
+        return s + S.RDX
+    if kind == T.C:
+        return s + S.RCX
+    if kind == T.ONE:
+        store64(r + R.IMM, 1)
+        return r + R.IMM
+    if kind == T.IMM or kind == T.J:
+        return r + R.IMM
+    return s + S.ZERO
+
+
+@compiled
+def in_memory(s, kind):
+    """Whether an operand of this kind is the memory operand."""
+    return (kind == T.E or kind == T.W) and load64(s + S.D_MOD) != 3
+
+
+@compiled
+def emit_trap(s, slot):
+    """A record that ends the block with a fault or an exit; it knows the instruction's bytes."""
+    r = new_record(s, slot)
+    store64(r + R.SRC, load64(s + S.D_BYTES) + load64(s + S.D_START))
+    return ENDS
+
+
+@compiled
+def emit_load(s, size, scratch, aligned):
+    """scratch <- memory operand."""
+    index = width_index(s, size)
+    r = new_record(s, LOAD_ALIGNED if index == 4 and aligned else LOADS[index])
+    add_address(s, r)
+    store64(r + R.DST, scratch)
+
+
+@compiled
+def emit_store(s, size, source, aligned):
+    """Memory operand <- source slot."""
+    index = width_index(s, size)
+    r = new_record(s, STORE_ALIGNED if index == 4 and aligned else STORES[index])
+    add_address(s, r)
+    store64(r + R.SRC, source)
+
+
+@compiled
+def emit_move(s, entry):
+    """MOV and its vector kin: a load, a store or a copy."""
+    kind1, size1 = load64(entry + 8 * T.KIND1), load64(entry + 8 * T.SIZE1)
+    kind2, size2 = load64(entry + 8 * T.KIND2), load64(entry + 8 * T.SIZE2)
+    aligned = load64(entry + 8 * T.ATTRIBUTES) & T.ATTR_AL
+    index = width_index(s, size1)
+    if kind1 == T.MOFFS or kind2 == T.MOFFS:  # moffs: an absolute offset in DS
+        store64(s + S.D_BASE, s + S.ZERO)
+        store64(s + S.D_INDEX, s + S.ZERO)
+        store64(s + S.D_DISP, load64(s + S.D_IMM))
+        segment = load64(s + S.D_SEGMENT)
+        if load64(s + S.HFLAGS) & S.MODE_CODE64 == 0 and segment == 0:
+            segment = s + S.DS
+        store64(s + S.D_SEG_PTR, segment)
+    if in_memory(s, kind1) or kind1 == T.MOFFS:
+        r = new_record(s, STORE_ALIGNED if index == 4 and aligned else STORES[index])
+        add_address(s, r)
+        if kind2 == T.IMM:  # IMM holds the displacement: the immediate goes where a store has no operand
+            store64(r + R.DST, load64(s + S.D_IMM))
+            store64(r + R.SRC, r + R.DST)
+        else:
+            store64(r + R.SRC, place(s, r, kind2, size2, s + S.ZERO))
+        return
+    if in_memory(s, kind2) or kind2 == T.MOFFS:
+        r = new_record(s, LOAD_ALIGNED if index == 4 and aligned else LOADS[index])
+        add_address(s, r)
+        store64(r + R.DST, place(s, r, kind1, size1, s + S.ZERO))
+        return
+    r = new_record(s, MOVES[index])
+    store64(r + R.DST, place(s, r, kind1, size1, s + S.ZERO))
+    store64(r + R.SRC, place(s, r, kind2, size2, s + S.ZERO))
+
+
+@compiled
+def emit_operation(s, entry):
+    """The general case: operands to slots, the operation, the result back to memory."""
+    attributes = load64(entry + 8 * T.ATTRIBUTES)
+    kind1, size1 = load64(entry + 8 * T.KIND1), load64(entry + 8 * T.SIZE1)
+    kind2, size2 = load64(entry + 8 * T.KIND2), load64(entry + 8 * T.SIZE2)
+    kind3, size3 = load64(entry + 8 * T.KIND3), load64(entry + 8 * T.SIZE3)
+    index, memory1 = width_index(s, size1), in_memory(s, kind1)
+    slot = load64(entry + 8 * (T.SLOTS + index))
+    if slot == 0:
+        return UNIMPLEMENTED
+    reads, writes = attributes & T.ATTR_W == 0, attributes & T.ATTR_R == 0
+    rmw = memory1 and reads and writes
+    if rmw:
+        r = new_record(s, RMWS[index])
+        add_address(s, r)
+        if kind2 == T.G:
+            store64(r + R.SRC, place(s, r, kind2, size2, s + S.ZERO))
+    elif memory1 and reads:
+        emit_load(s, size1, s + S.T0, attributes & T.ATTR_AL)
+    if in_memory(s, kind2):
+        emit_load(s, size2, s + S.T1, attributes & T.ATTR_AL)
+    r = new_record(s, slot)
+    store64(r + R.DST, place(s, r, kind1, size1, s + S.T0))
+    store64(r + R.SRC, place(s, r, kind2, size2, s + S.T1))
+    if kind3 != T.NONE:
+        store64(r + R.BASE_PTR, place(s, r, kind3, size3, s + S.T1))
+    if kind2 == T.NONE:
+        store64(r + R.SRC, load64(r + R.DST))
+    if rmw:
+        r = new_record(s, LOCKED[index] if load64(s + S.D_LOCK) else COMMITS[index])
+        store8(r + R.AUX, 2)
+        if kind2 == T.G:
+            store64(r + R.SRC, place(s, r, kind2, size2, s + S.ZERO))
+    elif memory1 and writes:
+        emit_store(s, size1, s + S.T0, attributes & T.ATTR_AL)
+    return 0
+
+
+@compiled
+def emit_bare(s, entry, slot):
+    """One record; the handler knows what to do with DST, SRC, AUX and the address."""
+    kind1, size1 = load64(entry + 8 * T.KIND1), load64(entry + 8 * T.SIZE1)
+    kind2, size2 = load64(entry + 8 * T.KIND2), load64(entry + 8 * T.SIZE2)
+    r = new_record(s, slot)
+    first = place(s, r, kind1, size1, s + S.T0)
+    store64(r + R.DST, first)
+    store64(r + R.SRC, place(s, r, kind2, size2, s + S.T0) if kind2 != T.NONE else first)
+    selects = kind1 == T.K or kind1 == T.T or kind1 == T.S or kind2 == T.K or kind2 == T.T or kind2 == T.S
+    store8(r + R.AUX, load64(s + S.D_REG) if selects else load64(s + S.D_RM))
+    if kind1 == T.IMM and kind2 == T.IMM:
+        store8(r + R.AUX, load64(s + S.D_IMM))
+        store64(r + R.IMM, load64(s + S.D_FIRST))
+    store64(r + R.SEG_PTR, load64(s + S.D_SEGMENT))
+    return r
+
+
+@compiled
+def refused(s, entry):
+    """The trap that the encoding deserves whatever its operands (SDM vol. 2, exceptions tables), or 0."""
+    attributes = load64(entry + 8 * T.ATTRIBUTES)
+    hflags = load64(s + S.HFLAGS)
+    if load64(entry + 8 * T.SHAPE) == T.UNDEFINED or (attributes & T.ATTR_NO64 and hflags & S.MODE_CODE64):
+        return UNDEFINED
+    if load64(entry + 8 * T.SHAPE) == T.TODO:
+        return UNIMPLEMENTED
+    kind1 = load64(entry + 8 * T.KIND1)
+    if load64(s + S.D_LOCK) and not (attributes & T.ATTR_LOCK and (in_memory(s, kind1) or kind1 == T.M)):
+        return UNDEFINED
+    if load64(s + S.D_MOD) == 3 and (kind1 == T.M or load64(entry + 8 * T.KIND2) == T.M):
+        return UNDEFINED
+    if attributes & T.ATTR_CPL0 and hflags & S.MODE_USER:
+        return PRIVILEGED
+    return 0
+
+
+@compiled
+def emit_instruction(s, entry):
+    """Append the records of the instruction that `entry` describes: OK, or ENDS."""
+    trap = refused(s, entry)
+    if trap != 0:
+        return emit_trap(s, trap)
+    shape = load64(entry + 8 * T.SHAPE)
+    kind1, size1 = load64(entry + 8 * T.KIND1), load64(entry + 8 * T.SIZE1)
+    index = width_index(s, size1)
+    slot = load64(entry + 8 * (T.SLOTS + index))
+    if shape == T.MOVE:
+        emit_move(s, entry)
+        return OK
+    if shape == T.NOP:
+        return OK
+    if shape == T.XCHG and in_memory(s, kind1):
+        r = new_record(s, XCHG_MEM[index])
+        add_address(s, r)
+        store64(r + R.DST, register(s, load64(s + S.D_REG), size1))
+        return OK
+    if shape == T.POP_MEM and in_memory(s, kind1):
+        r = new_record(s, POP_MEM[index])
+        add_address(s, r)
+        return OK
+    if shape == T.BIT and in_memory(s, kind1):
+        r = new_record(s, BIT_ADDRESS[index])
+        add_address(s, r)
+        store64(r + R.SRC, register(s, load64(s + S.D_REG), size1))
+        store64(s + S.D_BASE, s + S.T2)
+        store64(s + S.D_INDEX, s + S.ZERO)
+        store64(s + S.D_SCALE, 0)
+        store64(s + S.D_DISP, 0)
+    if shape == T.OPERATE or shape == T.BIT or shape == T.XCHG or shape == T.POP_MEM:
+        trap = emit_operation(s, entry)
+        if trap != 0:
+            return emit_trap(s, trap)
+    elif slot == 0:
+        return emit_trap(s, UNIMPLEMENTED)
+    elif shape == T.ONE_SOURCE:
+        if in_memory(s, kind1):
+            emit_load(s, size1, s + S.T0, 0)
+        r = emit_bare(s, entry, slot)
+        store64(r + R.SRC, place(s, r, kind1, size1, s + S.T0))
+    elif shape == T.ADDRESS:
+        r = emit_bare(s, entry, slot)
+        if load64(s + S.D_MOD) != 3:
+            add_address(s, r)
+    elif shape == T.W16:  # a register gets the operand size, memory 16 bits
+        if in_memory(s, kind1):
+            r = emit_bare(s, entry, slot)
+            store8(r + R.OSIZE, 2)
+            emit_store(s, T.SIZE_W, s + S.T0, 0)
+        else:
+            emit_bare(s, entry, slot)
+    else:
+        emit_bare(s, entry, slot)
+    return ENDS if load64(entry + 8 * T.ATTRIBUTES) & T.ATTR_END else OK

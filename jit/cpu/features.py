@@ -1,0 +1,26 @@
+"""The CPUID features that this processor implements, by the Linux kernel's names (cpufeatures.h).
+
+A feature's place in NAMES is its bit in state.FEATURES; the embedder sets the bits of those that it lets its guest see.
+Plain data: read by processes that have no compiler loaded.
+"""
+
+NAMES = (
+    "FPU", "DE", "PSE", "TSC", "MSR", "PAE", "CX8", "SEP", "PGE", "CMOV", "PSE36", "CLFLUSH", "FXSR", "XMM", "XMM2",
+    "XMM3", "CX16", "PCID", "POPCNT", "MOVBE", "XSAVE",
+    "SYSCALL", "NX", "LM", "GBPAGES", "RDTSCP", "LAHF_LM",
+    "FSGSBASE", "SMEP", "SMAP", "UMIP", "INVPCID", "ERMS", "FSRM", "LA57", "PKU", "RDPID",
+)  # fmt: skip
+
+BIT = {name: bit for bit, name in enumerate(NAMES)}
+assert len(NAMES) <= 256
+
+
+def word(name: str) -> int:
+    """Byte offset of the feature's word within state.FEATURES."""
+    return BIT[name] // 64 * 8
+
+
+def mask(name: str) -> int:
+    """The feature's bit in that word, as an int64."""
+    bit = 1 << BIT[name] % 64
+    return bit - (1 << 64) if bit >> 63 else bit

@@ -1,0 +1,329 @@
+"""The opcode maps, as data: rows in the notation of the Intel SDM, vol. 2, appendix A.
+
+A row is `[prefix.]opcode[/reg][m|r] mnemonic operands... [: attributes]`. Opcodes of a run are written `50+r` (register
+in the low bits) or `70+cc` (condition in the low bits). `/reg` selects by the ModRM reg field, a trailing `m` or `r`
+restricts to memory or register forms. A prefix (66, F3, F2, NP) is mandatory where given.
+
+Operands: E ModRM r/m, G ModRM reg, I immediate, Z register in the opcode, A accumulator, D rDX, C CL, 1 the constant,
+J branch offset, M memory whose address the handler uses itself, O absolute offset, S segment register, K control
+register, T debug register, R the r/m field as a general register, V vector register, W vector r/m, U vector r/m
+register. Sizes: b w d q, v (operand size), y (4, or 8 with REX.W), z (2, or 4), x (16 bytes), s (sign-extended byte).
+
+Handlers are named mnemonic + width of the first operand; `@` in the mnemonic stands for that width and `%` for the
+second operand's; with the attribute `bare` the mnemonic is the handler.
+
+Attributes: w (first operand only written), r (only read; default is both), one (the operand is a source), lock (LOCK
+allowed with a memory destination), end (ends the block), d64 (operand size 64 by default in 64-bit mode), f64 (always
+64 there), no64 (#UD in 64-bit mode), al (16-byte memory operand must be aligned), cpl0 (#GP unless CPL 0), mv (a plain
+vector move), w16 (16 bits to memory, the operand size to a register), bit (a bit string in memory), xmem, popmem (a
+handler of their own for the memory form), noea (the operand is decoded, not used), ud (always #UD), todo (valid, not
+implemented: the embedder is told, nothing is guessed).
+"""
+
+_ALU = ("add", "or", "adc", "sbb", "and", "sub", "xor", "cmp")
+_SHIFT = ("rol", "ror", "rcl", "rcr", "shl", "shr", "shl", "sar")
+
+
+def _alu_rows() -> str:
+    rows = []
+    for number, name in enumerate(_ALU):
+        attributes = ": r" if name == "cmp" else ": lock"
+        base = number * 8
+        rows += [
+            f"{base:02X} {name} Eb Gb {attributes}",
+            f"{base + 1:02X} {name} Ev Gv {attributes}",
+            f"{base + 2:02X} {name} Gb Eb {attributes}",
+            f"{base + 3:02X} {name} Gv Ev {attributes}",
+            f"{base + 4:02X} {name} Ab Ib {attributes}",
+            f"{base + 5:02X} {name} Av Iz {attributes}",
+            f"80/{number} {name} Eb Ib {attributes}",
+            f"81/{number} {name} Ev Iz {attributes}",
+            f"82/{number} {name} Eb Ib {attributes} no64",
+            f"83/{number} {name} Ev Is {attributes}",
+        ]
+    for number, name in enumerate(_SHIFT):
+        rows += [
+            f"C0/{number} {name} Eb Ib",
+            f"C1/{number} {name} Ev Ib",
+            f"D0/{number} {name} Eb 1b",
+            f"D1/{number} {name} Ev 1b",
+            f"D2/{number} {name} Eb Cb",
+            f"D3/{number} {name} Ev Cb",
+        ]
+    return "\n".join(rows)
+
+
+ONE_BYTE = (
+    _alu_rows()
+    + """
+06 push_seg : bare todo no64
+07 pop_seg : bare todo no64
+0E push_seg : bare todo no64
+16 push_seg : bare todo no64
+17 pop_seg : bare todo no64
+1E push_seg : bare todo no64
+1F pop_seg : bare todo no64
+27 daa : bare todo no64
+2F das : bare todo no64
+37 aaa : bare todo no64
+3F aas : bare todo no64
+40+r inc Zv : no64
+48+r dec Zv : no64
+50+r push Zv : r d64
+58+r pop Zv : w d64
+60 pusha : bare todo no64
+61 popa : bare todo no64
+63 movsx@_32 Gv Ed : w
+68 push Iz : r d64
+69 imul3_ Gv Ev Iz : w
+6A push Is : r d64
+6B imul3_ Gv Ev Is : w
+6C insb : bare end
+6D ins Xv : bare end
+6E outsb : bare end
+6F outs Xv : bare end
+70+cc j Jb : bare end f64
+84 test Eb Gb : r
+85 test Ev Gv : r
+86 xchg Eb Gb : xmem lock
+87 xchg Ev Gv : xmem lock
+88 mov Eb Gb : w
+89 mov Ev Gv : w
+8A mov Gb Eb : w
+8B mov Gv Ev : w
+8C mov_from_seg Ev Sw : bare w16
+8D lea Gv M : w
+8E mov_to_seg Ew Sw : bare one end
+8F/0 pop Ev : w d64 popmem
+90 nop : bare
+91+r xchg Zv Av
+98 cbw Av
+99 cwd Av
+9A call_far Ip : bare todo no64
+9B fwait : bare fpu
+9C pushf : bare end d64
+9D popf : bare end d64
+9E sahf : bare
+9F lahf : bare
+A0 mov Ab Ob : w
+A1 mov Av Ov : w
+A2 mov Ob Ab : w
+A3 mov Ov Av : w
+A4 movs8 : bare str end
+A5 movs Xv : str end
+A6 cmps8 : bare str end
+A7 cmps Xv : str end
+A8 test Ab Ib : r
+A9 test Av Iz : r
+AA stos8 : bare str end
+AB stos Xv : str end
+AC lods8 : bare str end
+AD lods Xv : str end
+AE scas8 : bare str end
+AF scas Xv : str end
+B0+r mov Zb Ib : w
+B8+r mov Zv Iv : w
+C2 ret_imm Iw : bare end f64
+C3 ret : bare end f64
+C6/0 mov Eb Ib : w
+C7/0 mov Ev Iz : w
+C8 enter Iw Ib : bare end d64
+C9 leave Av : d64 w
+CA ret_far_imm Iw : bare end
+CB ret_far : bare end
+CC int3 : bare end
+CD int_n Ib : bare end
+CE into : bare todo no64
+CF iret : bare end
+D4 aam : bare todo no64
+D5 aad : bare todo no64
+D7 xlat : bare todo
+D8 x87 Eb : bare todo
+D9 x87 Eb : bare todo
+DA x87 Eb : bare todo
+DB x87 Eb : bare todo
+DC x87 Eb : bare todo
+DD x87 Eb : bare todo
+DE x87 Eb : bare todo
+DF x87 Eb : bare todo
+E0 loopne Jb : bare end f64
+E1 loope Jb : bare end f64
+E2 loop Jb : bare end f64
+E3 jrcxz Jb : bare end f64
+E4 in8 Ib : bare end
+E5 in_imm Ib : bare end osize
+E6 out8 Ib : bare end
+E7 out_imm Ib : bare end osize
+E8 call_rel Jz : bare end f64
+E9 jmp Jz : bare end f64
+EA jmp_far Ip : bare todo no64
+EB jmp Jb : bare end f64
+EC in8 Dw : bare end
+ED in_imm Dw : bare end osize
+EE out8 Dw : bare end
+EF out_imm Dw : bare end osize
+F1 int1 : bare end
+F4 hlt : bare end cpl0
+F5 cmc : bare
+F6/0 test Eb Ib : r
+F6/1 test Eb Ib : r
+F6/2 not Eb : lock
+F6/3 neg Eb : lock
+F6/4 mul Eb : one
+F6/5 imul Eb : one
+F6/6 div Eb : one
+F6/7 idiv Eb : one
+F7/0 test Ev Iz : r
+F7/1 test Ev Iz : r
+F7/2 not Ev : lock
+F7/3 neg Ev : lock
+F7/4 mul Ev : one
+F7/5 imul Ev : one
+F7/6 div Ev : one
+F7/7 idiv Ev : one
+F8 clc : bare
+F9 stc : bare
+FA cli : bare end
+FB sti : bare end
+FC cld : bare
+FD std : bare
+FE/0 inc Eb : lock
+FE/1 dec Eb : lock
+FF/0 inc Ev : lock
+FF/1 dec Ev : lock
+FF/2 call_ind Ev : bare one end f64
+FF/3m call_far_mem M : bare todo
+FF/4 jmp_ind Ev : bare one end f64
+FF/5m jmp_far_mem M : bare end
+FF/6 push Ev : r d64
+"""
+)
+
+TWO_BYTE = """
+00/0 sldt Ev : bare w16
+00/1 str_ Ev : bare w16
+00/2 lldt Ew : bare one end cpl0
+00/3 ltr Ew : bare one end cpl0
+00/4 verr Ew : bare one
+00/5 verw Ew : bare one
+01/0m sgdt M : bare end
+01/1m sidt M : bare end
+01/2m lgdt M : bare end cpl0
+01/3m lidt M : bare end cpl0
+01/4 smsw Ev : bare w16
+01/6 lmsw Ew : bare one end cpl0
+01/7m invlpg M : bare end cpl0
+01/0r vmx_group : bare end reg
+01/1r monitor_group : bare end reg
+01/2r xgetbv_group : bare end reg
+01/3r svm_group : bare end reg
+01/5r pkru_group : bare end reg
+01/7r swapgs_group : bare end reg
+02 lar Gv Ew : bare todo
+03 lsl Gv Ew : bare todo
+05 syscall : bare end
+06 clts : bare end cpl0
+07 sysret : bare end cpl0
+08 barrier : bare end cpl0
+09 barrier : bare end cpl0
+0B ud2 : bare end
+0D/0m nop M : bare
+0D/1m nop M : bare
+0D/2m nop M : bare
+0D/3m nop M : bare
+0D/4m nop M : bare
+0D/5m nop M : bare
+0D/6m nop M : bare
+0D/7m nop M : bare
+18 nop Ev : bare noea
+19 nop Ev : bare noea
+1A nop Ev : bare noea
+1B nop Ev : bare noea
+1C nop Ev : bare noea
+1D nop Ev : bare noea
+1E nop Ev : bare noea
+1F nop Ev : bare noea
+20 mov_from_cr Rq Kq : bare end cpl0
+21 mov_from_dr Rq Tq : bare end cpl0
+22 mov_to_cr Kq Rq : bare end cpl0
+23 mov_to_dr Tq Rq : bare end cpl0
+30 wrmsr : bare end cpl0
+31 read_tsc : bare
+32 rdmsr : bare end cpl0
+33 rdpmc : bare todo
+34 sysenter : bare end
+35 sysexit : bare end cpl0
+40+cc cmov Gv Ev
+80+cc j Jz : bare end f64
+90+cc set Eb : w
+A0 push_fs : bare todo
+A1 pop_fs : bare todo
+A2 cpuid : bare end
+A3 bt Ev Gv : r bit
+A4 shld Ev Gv Ib
+A5 shld Ev Gv Cb
+A8 push_gs : bare todo
+A9 pop_gs : bare todo
+AA rsm : bare ud
+AB bts Ev Gv : lock bit
+AC shrd Ev Gv Ib
+AD shrd Ev Gv Cb
+AE/0m fxsave M : bare end
+AE/1m fxrstor M : bare end
+AE/2m ldmxcsr M : bare end
+AE/3m stmxcsr M : bare end
+AE/4m xsave M : bare end
+AE/5m xrstor M : bare end
+AE/6m xsaveopt M : bare todo
+AE/7m clflush M : bare
+F3.AE/0r rdfsbase Ry : bare fsgs
+F3.AE/1r rdgsbase Ry : bare fsgs
+F3.AE/2r wrfsbase Ry : bare end fsgs
+F3.AE/3r wrgsbase Ry : bare end fsgs
+AE/5r barrier : bare
+AE/6r barrier : bare
+AE/7r barrier : bare
+66.AE/7m clflush M : bare
+AF imul2_ Gv Ev
+B0 cmpxchg Eb Gb : lock
+B1 cmpxchg Ev Gv : lock
+B2 lss : bare todo
+B3 btr Ev Gv : lock bit
+B4 lfs : bare todo
+B5 lgs : bare todo
+B6 movzx@_8 Gv Eb : w
+B7 movzx@_16 Gv Ew : w
+F3.B8 popcnt Gv Ev : w
+B9 ud1 Gv Ev : bare ud
+BA/4 bt Ev Ib : r
+BA/5 bts Ev Ib : lock
+BA/6 btr Ev Ib : lock
+BA/7 btc Ev Ib : lock
+BB btc Ev Gv : lock bit
+BC bsf Gv Ev
+BD bsr Gv Ev
+F3.BC tzcnt Gv Ev : w
+F3.BD lzcnt Gv Ev : w
+BE movsx@_8 Gv Eb : w
+BF movsx@_16 Gv Ew : w
+C0 xadd Eb Gb : lock
+C1 xadd Ev Gv : lock
+C3m mov Ey Gy : w
+C7/1m cmpxchg8b M : bare end lock cx8
+C7/6r rdrand Rv : w
+C7/7r rdseed Rv : w
+F3.C7/7r rdpid Rq : bare
+C8+r bswap Zv
+FF ud0 Gv Ev : bare ud
+"""
+
+# Three-byte maps 0F 38 and 0F 3A: integer instructions; vector rows are in opcodes_vector.py.
+MAP_38 = """
+F0m movbe Gv Ev : w has:MOVBE
+F1m movbe Ev Gv : w has:MOVBE
+F2.F0 crc32_@_8 Gy Eb : has:SSE42
+F2.F1 crc32_@_% Gy Ev : has:SSE42
+82m invpcid Gy M : bare end cpl0
+"""
+
+MAP_3A = ""

@@ -1,0 +1,186 @@
+"""The opcode rows of opcodes.py compiled into the arrays that the decoder reads.
+
+Two tables: MAPS[map][prefix][opcode] -> entry number (0: nothing known), and ENTRIES of 16 words each. An opcode whose
+meaning depends on the ModRM reg field, or on register against memory form, has a head and 16 entries in a row: reg,
+then reg + 8 for the register form.
+"""
+
+import ctypes
+import re
+from dataclasses import dataclass, field
+
+from .. import build
+from . import opcodes
+
+# Entry words
+SHAPE, ATTRIBUTES, KIND1, SIZE1, KIND2, SIZE2, KIND3, SIZE3 = range(8)
+SLOTS = 8  # five words: table slot by width of the first operand: 8, 16, 32, 64, 128 bits; 0: none
+WORDS = 16
+ENTRY_BYTES = 8 * WORDS
+
+NONE, E, G, IMM, Z, A, D, C, ONE, J, M, MOFFS, S, K, T, V, W, U, R, X = range(20)
+KINDS = dict(zip("EGIZADC1JMOSKTVWURX", range(1, 20), strict=True))
+SIZE_B, SIZE_W, SIZE_D, SIZE_Q, SIZE_V, SIZE_Y, SIZE_Z, SIZE_X, SIZE_S, SIZE_NONE, SIZE_P = range(11)
+SIZES = dict(zip("bwdqvyzxs", range(9), strict=True)) | {"": SIZE_NONE, "p": SIZE_P}
+
+# Shapes: how records are laid out for the operands
+BARE, OPERATE, MOVE, ONE_SOURCE, ADDRESS, XCHG, POP_MEM, BIT, NOP, UNDEFINED, TODO, GROUP, W16 = range(13)
+
+ATTRIBUTE_BITS = {
+    name: 1 << bit
+    for bit, name in enumerate(
+        ["w", "r", "lock", "end", "d64", "f64", "no64", "al", "cpl0", "str", "fsgs"]
+    )
+}
+ATTR_W, ATTR_R, ATTR_LOCK, ATTR_END, ATTR_D64, ATTR_F64, ATTR_NO64, ATTR_AL = (1 << i for i in range(8))
+ATTR_CPL0, ATTR_STR, ATTR_FSGS = (1 << i for i in range(8, 11))
+WIDTHS = (8, 16, 32, 64, 128)
+PREFIXES = {"NP": 0, "66": 1, "F3": 2, "F2": 3}
+MAP_COUNT = 4
+
+
+@dataclass
+class Row:
+    """One line of a map."""
+
+    opcode: int
+    prefix: str
+    reg: int | None
+    form: str
+    mnemonic: str
+    operands: list[str]
+    attributes: set[str] = field(default_factory=set)
+
+
+_HEAD = re.compile(r"(?:(NP|66|F3|F2)\.)?([0-9A-F]{2})(\+r|\+cc)?(?:/([0-7]))?([mr]?)$")
+
+
+def parse(text: str) -> list[Row]:
+    """Rows of a map; runs (+r, +cc) are unrolled."""
+    rows = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        left, _, right = line.partition(" :")
+        head, mnemonic, *operands = left.split()
+        match = _HEAD.match(head)
+        if match is None:
+            raise ValueError(f"not an opcode: {line}")
+        prefix, opcode, run, reg, form = match.groups()
+        for step in range({None: 1, "+r": 8, "+cc": 16}[run]):
+            name = f"{mnemonic}{step}_" if run == "+cc" and mnemonic == "cmov" else mnemonic
+            name = f"{mnemonic}{step}" if run == "+cc" and mnemonic != "cmov" else name
+            rows.append(
+                Row(
+                    int(opcode, 16) + step,
+                    prefix or "",
+                    None if reg is None else int(reg),
+                    form,
+                    name,
+                    list(operands),
+                    set(right.split()) | ({"bare"} if run == "+cc" and mnemonic == "set" else set()),
+                )
+            )
+    return rows
+
+
+def _shape(row: Row) -> int:
+    a = row.attributes
+    kinds = [operand[0] for operand in row.operands]
+    table = [
+        ("todo", TODO), ("ud", UNDEFINED), ("noea", NOP), ("xmem", XCHG), ("popmem", POP_MEM), ("bit", BIT),
+        ("w16", W16), ("one", ONE_SOURCE), ("mv", MOVE),
+    ]  # fmt: skip
+    for name, shape in table:
+        if name in a:
+            return shape
+    if "M" in kinds:
+        return ADDRESS
+    if row.mnemonic == "mov":
+        return MOVE
+    return OPERATE if kinds and ("bare" not in a or kinds[0] in "EW") else BARE
+
+
+def handler_names(row: Row) -> list[str]:
+    """The handler for each width of the first operand."""
+    second = row.operands[1][1:] if len(row.operands) > 1 else ""
+    if "cx8" in row.attributes:
+        return ["cmpxchg16b" if width == 64 else "cmpxchg8b" for width in WIDTHS]
+    names = []
+    for width in WIDTHS:
+        other = {"b": 8, "w": 16, "d": 32, "q": 64}.get(second, width)
+        name = row.mnemonic.replace("@", str(width)).replace("%", str(other))
+        names.append(name if "bare" in row.attributes or name != row.mnemonic else f"{name}{width}")
+    return names
+
+
+def _entry(row: Row, slots: dict[str, int]) -> list[int]:
+    words = [0] * WORDS
+    words[SHAPE] = _shape(row)
+    words[ATTRIBUTES] = sum(ATTRIBUTE_BITS.get(name, 0) for name in row.attributes)
+    for index, operand in enumerate(row.operands[:3]):
+        words[KIND1 + 2 * index] = KINDS[operand[0]]
+        words[SIZE1 + 2 * index] = SIZES[operand[1:]]
+    for index, name in enumerate(handler_names(row)):
+        words[SLOTS + index] = slots.get(name, 0)
+    return words
+
+
+def all_maps() -> list[list[Row]]:
+    """Parsed rows of the four maps: one-byte, 0F, 0F 38, 0F 3A."""
+    vector = opcodes_vector()
+    texts = (opcodes.ONE_BYTE, opcodes.TWO_BYTE, opcodes.MAP_38, opcodes.MAP_3A)
+    return [parse(text) + vector[number] for number, text in enumerate(texts)]
+
+
+def opcodes_vector() -> list[list[Row]]:
+    """SSE rows, kept in a module of their own."""
+    from . import opcodes_vector as v
+
+    return [[], *(parse(text) for text in (v.TWO_BYTE, v.MAP_38, v.MAP_3A))]
+
+
+def build_tables() -> ctypes.Array:
+    """One block of memory: the maps, then the entries."""
+    slots = build.slots()
+    maps = [[[0] * 256 for _ in PREFIXES] for _ in range(MAP_COUNT)]
+    entries: list[list[int]] = [[0] * WORDS]
+    for number, rows in enumerate(all_maps()):
+        cells: dict[tuple[str, int], list[Row]] = {}
+        for row in rows:
+            cells.setdefault((row.prefix, row.opcode), []).append(row)
+        # Rows without a prefix first: those with a mandatory prefix replace them in its column.
+        for (prefix, opcode), members in sorted(cells.items(), key=lambda cell: cell[0][0] != ""):
+            position = len(entries)
+            if len(members) == 1 and members[0].reg is None and not members[0].form:
+                entries.append(_entry(members[0], slots))
+            else:
+                entries.extend(_group(members, slots))
+            for column in PREFIXES.values() if not prefix else [PREFIXES[prefix]]:
+                maps[number][column][opcode] = position
+    words = [word for prefix_maps in maps for column in prefix_maps for word in column]
+    words += [word for entry in entries for word in entry]
+    return (ctypes.c_int64 * len(words))(*words)
+
+
+def _group(members: list[Row], slots: dict[str, int]) -> list[list[int]]:
+    """A head entry, then one for each reg value in memory form, then one each in register form."""
+    head = [0] * WORDS
+    head[SHAPE] = GROUP
+    cells: list[list[int]] = [[UNDEFINED] + [0] * (WORDS - 1) for _ in range(16)]
+    for row in members:
+        for reg in range(8) if row.reg is None else [row.reg]:
+            for form, base in (("m", 0), ("r", 8)):
+                if row.form in ("", form):
+                    cells[base + reg] = _entry(row, slots)
+    return [head, *cells]
+
+
+def missing() -> list[str]:
+    """Handlers that rows name and no group has; for the test that keeps the maps honest."""
+    slots = build.slots()
+    absent = []
+    for rows in all_maps():
+        for row in rows:
+            if _shape(row) in (TODO, UNDEFINED, MOVE, NOP) or slots.keys() & set(handler_names(row)):
+                continue
+            absent.append(f"{row.opcode:02X} {row.mnemonic}: {handler_names(row)[2]}")
+    return absent

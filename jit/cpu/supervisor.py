@@ -1,0 +1,107 @@
+"""The processor's own accesses (descriptor tables, TSS, stack switches) and privilege changes."""
+
+from .. import state as S
+from ..build import compiled
+from ..mmu import layout as M
+from ..mmu.group import READ_SLOW, SELECT_TLB, WRITE_SLOW
+from ..raw import call1, call4, load64, lshr, store64
+
+IMPLICIT = M.IMPLICIT_SUPERVISOR << M.ACCESS_SHIFT
+
+
+@compiled
+def call_member(s, slot):
+    """Call a compiled function that takes the vCPU block alone."""
+    return call1(load64(load64(s + S.FUNCTIONS) + 8 * slot), s)
+
+
+@compiled
+def read_system(s, la, size, pointer):
+    """Read as the supervisor whatever CPL is: 1, or 0 to leave (LEAVE set, RIP untouched)."""
+    return call4(load64(load64(s + S.FUNCTIONS) + 8 * READ_SLOW), s, la, size | IMPLICIT, pointer)
+
+
+@compiled
+def write_system(s, la, size, pointer):
+    """Write as the supervisor whatever CPL is: 1, or 0 to leave."""
+    return call4(load64(load64(s + S.FUNCTIONS) + 8 * WRITE_SLOW), s, la, size | IMPLICIT, pointer)
+
+
+@compiled
+def derive_mode(s):
+    """HFLAGS, CPL and TLB from the architectural state."""
+    cr0, efer, rflags = load64(s + S.CR0), load64(s + S.EFER), load64(s + S.RFLAGS)
+    cs, ss = load64(s + S.CS + S.ATTR), load64(s + S.SS + S.ATTR)
+    hflags, cpl = 0, 0
+    if cr0 & S.CR0_PG:
+        hflags |= S.MODE_PAGING
+    if efer & S.EFER_LMA:
+        hflags |= S.MODE_LONG
+    if cr0 & S.CR0_PE:
+        if rflags & S.VM86:
+            hflags |= S.MODE_V86
+            cpl = 3
+        else:
+            hflags |= S.MODE_PROTECTED
+            cpl = ss >> 5 & 3
+    if hflags & S.MODE_PROTECTED and efer & S.EFER_LMA and cs >> 13 & 1:
+        hflags |= S.MODE_CODE64
+    elif hflags & S.MODE_PROTECTED or cr0 & S.CR0_PE == 0:
+        hflags |= S.MODE_CODE32 if cs >> 14 & 1 else 0
+        hflags |= S.MODE_STACK32 if ss >> 14 & 1 else 0
+    if cpl == 3:
+        hflags |= S.MODE_USER
+    if rflags & S.TF or load64(s + S.SINGLE_STEP) or load64(s + S.INTR_SHADOW):
+        hflags |= S.MODE_STEP
+    store64(s + S.HFLAGS, hflags)
+    store64(s + S.CPL, cpl)
+    return call_member(s, SELECT_TLB)
+
+
+@compiled
+def load_hidden(s, seg, selector, low):
+    """Fill a segment record from a descriptor's low 8 bytes."""
+    base = lshr(low, 16) & 0xFFFFFF | (lshr(low, 56) & 0xFF) << 24
+    limit = low & 0xFFFF | (lshr(low, 48) & 0xF) << 16
+    attr = lshr(low, 40) & 0xF0FF
+    if attr >> 15 & 1:
+        limit = limit << 12 | 0xFFF
+    store64(seg + S.SEL, selector)
+    store64(seg + S.BASE, base)
+    store64(seg + S.LIMIT, limit)
+    store64(seg + S.ATTR, attr)
+    return 0
+
+
+@compiled
+def nullify(s, seg, selector):
+    """A null selector: the segment is unusable."""
+    store64(seg + S.SEL, selector)
+    store64(seg + S.BASE, 0)
+    store64(seg + S.LIMIT, 0)
+    store64(seg + S.ATTR, 1 << 16)
+    return 0
+
+
+@compiled
+def raise_at(s, vector, error, has_error):
+    """Raise a fault with RIP as it is."""
+    store64(s + S.EXC_VECTOR, vector)
+    store64(s + S.EXC_ERROR, error)
+    store64(s + S.EXC_HAS_ERROR, has_error)
+    store64(s + S.EXC_PENDING, 1)
+    store64(s + S.LEAVE, S.LEAVE_EXCEPTION)
+    return 0
+
+
+@compiled
+def read_descriptor(s, selector, pointer):
+    """The 8 bytes of a GDT or LDT descriptor to `pointer`: 1; 0 with LEAVE set; 2 when it lies beyond the limit."""
+    table = s + S.LDTR if selector & 4 else 0
+    base = load64(s + S.LDTR + S.BASE) if table else load64(s + S.GDTR_BASE)
+    limit = load64(s + S.LDTR + S.LIMIT) if table else load64(s + S.GDTR_LIMIT)
+    if table and load64(s + S.LDTR + S.ATTR) >> 16 & 1:
+        return 2
+    if (selector & 0xFFF8) + 7 > limit:
+        return 2
+    return read_system(s, base + (selector & 0xFFF8), 8, pointer)

@@ -1,0 +1,294 @@
+"""CPUID, MSRs, time stamps, XCR0, hypercalls, and the 0F 01 and 0F AE instructions that need no memory."""
+
+from .. import state as S
+from ..build import Group, compiled
+from ..mmu.group import TLB_FLUSH
+from ..raw import call2, fence, load8, load32, load64, lshr, rdtsc, shl, store64, umulh, zext32
+from . import features
+from .access import noncanonical
+from .operand import done, dst, fault, leave_next, rip_here
+from .record import AUX, NEXT, OFFSET, OSIZE
+from .supervisor import derive_mode
+
+group = Group("system", __name__)
+
+CPUID_RECORD = 40
+SIGNIFICANT_INDEX = 1
+OSXSAVE, OSPKE = 1 << 27, 1 << 4
+AMD_EBX, HYGON_EBX = 0x68747541, 0x6F677948
+
+
+@compiled
+def find_leaf(s, function, index):
+    """The record of a CPUID leaf, or 0."""
+    entry = load64(s + S.CPUID_ENTRIES)
+    for _ in range(load64(s + S.CPUID_COUNT)):
+        if load32(entry) == function and (load32(entry + 8) & SIGNIFICANT_INDEX == 0 or load32(entry + 4) == index):
+            return entry
+        entry += CPUID_RECORD
+    return 0
+
+
+@compiled
+def leaf_out_of_range(s, function, index):
+    """Intel answers the highest basic leaf (KVM's get_out_of_range_cpuid_entry)."""
+    basic = find_leaf(s, 0, 0)
+    if basic == 0:
+        return 0
+    vendor = load32(basic + 16)
+    if vendor == AMD_EBX or vendor == HYGON_EBX:
+        return 0
+    base = 0
+    if function >= 0x40000000 and function <= 0x4FFFFFFF:
+        base = function & 0xFFFFFF00
+    elif function >= 0x80000000:
+        base = function & 0xFFFF0000 if function >= 0xC0000000 else 0x80000000
+    limits = find_leaf(s, base, 0)
+    if limits != 0 and function <= load32(limits + 12):
+        return 0
+    return find_leaf(s, load32(basic + 12), index)
+
+
+@compiled
+def set_four(s, a, b, c, d):
+    store64(s + S.RAX, a)
+    store64(s + S.RBX, b)
+    store64(s + S.RCX, c)
+    store64(s + S.RDX, d)
+    return 0
+
+
+@group.add
+def cpuid(s, r):
+    """What the embedder's table says, as KVM's kvm_cpuid; OSXSAVE and OSPKE follow CR4."""
+    function, index = zext32(load64(s + S.RAX)), zext32(load64(s + S.RCX))
+    entry = find_leaf(s, function, index)
+    if entry == 0:
+        entry = leaf_out_of_range(s, function, index)
+    if entry != 0:
+        c, d, cr4 = load32(entry + 20), load32(entry + 24), load64(s + S.CR4)
+        if function == 1:
+            c = c & ~OSXSAVE | (OSXSAVE if cr4 & S.CR4_OSXSAVE else 0)
+        elif function == 7 and index == 0:
+            c = c & ~OSPKE | (OSPKE if cr4 & S.CR4_PKE else 0)
+        set_four(s, load32(entry + 12), load32(entry + 16), c, d)
+    else:
+        set_four(s, 0, 0, 0, 0)
+        if function == 0xB or function == 0x1F:
+            first = find_leaf(s, function, 1)
+            if first != 0:
+                set_four(s, 0, 0, index & 0xFF, load32(first + 24))
+    return leave_next(s, r)
+
+
+@compiled
+def guest_tsc(s):
+    """Host TSC * ratio >> 32, + offset."""
+    host, ratio = rdtsc(), load64(s + S.TSC_RATIO)
+    scaled = shl(umulh(host, ratio), 32) | lshr(host * ratio, 32)
+    return scaled + load64(s + S.TSC_OFFSET)
+
+
+@compiled
+def set_edx_eax(s, value):
+    store64(s + S.RAX, zext32(value))
+    store64(s + S.RDX, lshr(value, 32))
+    return 0
+
+
+@compiled
+def edx_eax(s):
+    return shl(load64(s + S.RDX), 32) | zext32(load64(s + S.RAX))
+
+
+@group.add
+def read_tsc(s, r):
+    """RDTSC."""
+    if load64(s + S.CR4) & S.CR4_TSD and load64(s + S.CPL) != 0:
+        return fault(s, r, S.GP, 0, 1)
+    set_edx_eax(s, guest_tsc(s))
+    return done(r)
+
+
+@compiled
+def word_of(s, number):
+    """Address of the word that is MSR `number`, or 0: the three bases that guests write often."""
+    if number == 0xC0000100:
+        return s + S.FS + S.BASE
+    if number == 0xC0000101:
+        return s + S.GS + S.BASE
+    return s + S.KERNEL_GS_BASE if number == 0xC0000102 else 0
+
+
+@compiled
+def leave_for(s, r, reason, first, second):
+    """An exit that the embedder completes: it steps over the instruction by INSN_LENGTH, or raises a fault."""
+    store64(s + S.RIP, rip_here(s, r))
+    store64(s + S.INSN_LENGTH, load8(r + NEXT) - load8(r + OFFSET))
+    store64(s + S.EXIT, reason)
+    store64(s + S.EXIT_ARGS, first)
+    store64(s + S.EXIT_ARGS + 8, second)
+    store64(s + S.LEAVE, S.LEAVE_EXIT)
+    return 0
+
+
+@group.add
+def rdmsr(s, r):
+    number = zext32(load64(s + S.RCX))
+    word = word_of(s, number) if load64(s + S.MSR_EXITS) == 0 else 0
+    if word == 0:
+        return leave_for(s, r, S.EXIT_RDMSR, number, 0)
+    set_edx_eax(s, load64(word))
+    return leave_next(s, r)
+
+
+@group.add
+def wrmsr(s, r):
+    number, value = zext32(load64(s + S.RCX)), edx_eax(s)
+    word = word_of(s, number) if load64(s + S.MSR_EXITS) == 0 else 0
+    if word == 0:
+        return leave_for(s, r, S.EXIT_WRMSR, number, value)
+    if noncanonical(s, value, 1):
+        return fault(s, r, S.GP, 0, 1)
+    store64(word, value)
+    return leave_next(s, r)
+
+
+# 0F 01 with a register form; AUX is the rm field
+
+
+@compiled
+def has(s, offset, mask):
+    """Whether the embedder lets the guest use a feature."""
+    return load64(s + S.FEATURES + offset) & mask != 0
+
+
+SMAP_WORD, SMAP_BIT = features.word("SMAP"), features.mask("SMAP")
+RDTSCP_WORD, RDTSCP_BIT = features.word("RDTSCP"), features.mask("RDTSCP")
+RDPID_WORD, RDPID_BIT = features.word("RDPID"), features.mask("RDPID")
+PKU_WORD, PKU_BIT = features.word("PKU"), features.mask("PKU")
+
+
+@group.add
+def vmx_group(s, r):
+    """VMCALL; the rest of VMX is not there."""
+    if load8(r + AUX) == 1:
+        return leave_for(s, r, S.EXIT_HYPERCALL, 0, 0)
+    return fault(s, r, S.UD, 0, 0)
+
+
+@group.add
+def svm_group(s, r):
+    """VMMCALL; the rest of SVM is not there."""
+    if load8(r + AUX) == 1:
+        return leave_for(s, r, S.EXIT_HYPERCALL, 1, 0)
+    return fault(s, r, S.UD, 0, 0)
+
+
+@group.add
+def monitor_group(s, r):
+    """MONITOR and MWAIT do nothing, as in KVM under its MWAIT_NEVER_UD_FAULTS quirk; CLAC, STAC."""
+    number = load8(r + AUX)
+    if number <= 1:
+        return leave_next(s, r) if load64(s + S.CPL) == 0 else fault(s, r, S.UD, 0, 0)
+    if (number == 2 or number == 3) and has(s, SMAP_WORD, SMAP_BIT) and load64(s + S.CPL) == 0:
+        flags = load64(s + S.RFLAGS)
+        store64(s + S.RFLAGS, flags | S.AC if number == 3 else flags & ~S.AC)
+        derive_mode(s)
+        return leave_next(s, r)
+    return fault(s, r, S.UD, 0, 0)
+
+
+@group.add
+def xgetbv_group(s, r):
+    """XGETBV, XSETBV (SDM vol. 1, 13.3; the checks of kvm's __kvm_set_xcr)."""
+    number, index = load8(r + AUX), zext32(load64(s + S.RCX))
+    if number > 1 or load64(s + S.CR4) & S.CR4_OSXSAVE == 0:
+        return fault(s, r, S.UD, 0, 0)
+    if number == 0:
+        if index != 0:
+            return fault(s, r, S.GP, 0, 1)
+        set_edx_eax(s, load64(s + S.XCR0))
+        return leave_next(s, r)
+    value = edx_eax(s)
+    refused = index != 0 or load64(s + S.CPL) != 0 or value & 1 == 0 or value & ~load64(s + S.XCR0_SUPPORTED)
+    if refused or (value & 4 and value & 2 == 0):
+        return fault(s, r, S.GP, 0, 1)
+    store64(s + S.XCR0, value)
+    return leave_next(s, r)
+
+
+@group.add
+def pkru_group(s, r):
+    """RDPKRU, WRPKRU."""
+    number = load8(r + AUX)
+    if (number != 6 and number != 7) or load64(s + S.CR4) & S.CR4_PKE == 0 or not has(s, PKU_WORD, PKU_BIT):
+        return fault(s, r, S.UD, 0, 0)
+    if zext32(load64(s + S.RCX)) != 0 or (number == 7 and zext32(load64(s + S.RDX)) != 0):
+        return fault(s, r, S.GP, 0, 1)
+    if number == 6:
+        set_edx_eax(s, load64(s + S.PKRU))
+    else:
+        store64(s + S.PKRU, zext32(load64(s + S.RAX)))
+        call2(load64(load64(s + S.FUNCTIONS) + 8 * TLB_FLUSH), s, 0)
+    return leave_next(s, r)
+
+
+@group.add
+def swapgs_group(s, r):
+    """SWAPGS, RDTSCP."""
+    number = load8(r + AUX)
+    if number == 0 and load64(s + S.HFLAGS) & S.MODE_CODE64:
+        if load64(s + S.CPL) != 0:
+            return fault(s, r, S.GP, 0, 1)
+        base = load64(s + S.GS + S.BASE)
+        store64(s + S.GS + S.BASE, load64(s + S.KERNEL_GS_BASE))
+        store64(s + S.KERNEL_GS_BASE, base)
+        return leave_next(s, r)
+    if number == 1 and has(s, RDTSCP_WORD, RDTSCP_BIT):
+        if load64(s + S.CR4) & S.CR4_TSD and load64(s + S.CPL) != 0:
+            return fault(s, r, S.GP, 0, 1)
+        set_edx_eax(s, guest_tsc(s))
+        store64(s + S.RCX, zext32(load64(s + S.TSC_AUX)))
+        return leave_next(s, r)
+    return fault(s, r, S.UD, 0, 0)
+
+
+@group.add
+def rdpid(s, r):
+    if not has(s, RDPID_WORD, RDPID_BIT):
+        return fault(s, r, S.UD, 0, 0)
+    store64(dst(r), zext32(load64(s + S.TSC_AUX)))
+    return leave_next(s, r)
+
+
+def _base_register(seg, write):
+    """RDFSBASE and kin."""
+
+    def handler(s, r):
+        if load64(s + S.CR4) & S.CR4_FSGSBASE == 0 or load64(s + S.HFLAGS) & S.MODE_CODE64 == 0:
+            return fault(s, r, S.UD, 0, 0)
+        wide = load8(r + OSIZE) == 8
+        if write:
+            value = load64(dst(r)) if wide else zext32(load64(dst(r)))
+            if noncanonical(s, value, 1):
+                return fault(s, r, S.GP, 0, 1)
+            store64(s + seg + S.BASE, value)
+            return leave_next(s, r)
+        value = load64(s + seg + S.BASE)
+        store64(dst(r), value if wide else zext32(value))
+        return done(r)
+
+    return handler
+
+
+for _name, _seg in (("fs", S.FS), ("gs", S.GS)):
+    group.add(_base_register(_seg, False), f"rd{_name}base")
+    group.add(_base_register(_seg, True), f"wr{_name}base")
+
+
+@group.add
+def barrier(s, r):
+    """Fences, WBINVD, INVD: the host's memory order is the guest's, and there is no cache to write back."""
+    fence()
+    return leave_next(s, r)

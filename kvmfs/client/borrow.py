@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import queue
 import threading
 import time
@@ -29,7 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from kvmfs.client import inject
+from kvmfs.client import adopt, inject
 from kvmfs.client.fds import status_of
 from kvmfs.client.inject import Injection
 from kvmfs.client.ptrace import Tracee
@@ -40,6 +41,7 @@ PATIENCE = 5.0
 LEASE = 60.0
 """Seconds that a client is held while nobody asks anything of it; then it is let go."""
 
+_COPY_SPEED = 1 << 28  # bytes per second that even a loaded machine copies
 _PARTING = 0.1  # seconds that an OS thread which has nothing left to do may take to end
 _LOOK = 0.1  # seconds between looks at whether a client that takes long is dead
 
@@ -128,11 +130,25 @@ class Borrow:
 
         return self.run(work)
 
+    def adopt(self, address: int, length: int) -> int:
+        """Make private memory of the client shared, in place: the memfd behind it, the caller's (see adopt.py).
+
+        OSError, and nothing has changed: EINVAL, EBUSY, ENOMEM, EMFILE, ESRCH, EIO.
+        """
+
+        def work(injection: Injection) -> int:
+            memfd = adopt.adopt(injection, address, length)
+            if self._over:
+                os.close(memfd)
+            return memfd
+
+        return self.run(work, PATIENCE + length / _COPY_SPEED)
+
     def syscall(self, number: int, *args: int) -> int:
         """Make the thread do a system call. OSError with the errno it gave; ESRCH, EIO."""
         return self.run(lambda injection: injection.syscall(number, *args))
 
-    def run(self, work: Callable[[Injection], _R]) -> _R:
+    def run(self, work: Callable[[Injection], _R], patience: float = PATIENCE) -> _R:
         """Call `work`, in the OS thread that holds the client, with the means to make system calls in it."""
 
         def inside() -> _R:
@@ -141,7 +157,7 @@ class Borrow:
             with self._injection.calls():
                 return work(self._injection)
 
-        return self._call(inside)
+        return self._call(inside, patience)
 
     def finish(self, result: int) -> None:
         """Let the thread go, its system call returning `result` (a negative errno for a failure). OSError(ESRCH)."""
@@ -169,12 +185,12 @@ class Borrow:
 
     # The caller's side.
 
-    def _call(self, function: Callable[[], _R]) -> _R:
+    def _call(self, function: Callable[[], _R], patience: float = PATIENCE) -> _R:
         if self._over:
             raise OSError(errno.ESRCH, f"thread {self.tid} is out of our hands")
         call = _Call(function)
         self._calls.put(call)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         while not call.wait(_LOOK):
             if (dead := _is_dead(self.tid)) or time.monotonic() > deadline:
                 call.give_up()

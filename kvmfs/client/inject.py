@@ -22,6 +22,7 @@ import struct
 from collections.abc import Iterator
 
 from kvmfs.client.fds import Pidfd
+from kvmfs.client.limits import raised
 from kvmfs.client.ptrace import Stop, Tracee
 
 SYS_CLOSE = 3
@@ -123,8 +124,11 @@ def install(injection: Injection, fd: int, cloexec: bool = True) -> int:
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
-    with _room_for_helpers(injection.tracee.tid) as limit:
-        return _install(injection, fd, cloexec, limit)
+    try:
+        with raised(injection.tracee.tid, resource.RLIMIT_NOFILE, _HELPERS) as limit:
+            return _install(injection, fd, cloexec, limit)
+    except PermissionError:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
 
 
 def _install(injection: Injection, fd: int, cloexec: bool, limit: int | None = None) -> int:
@@ -156,19 +160,3 @@ def _install(injection: Injection, fd: int, cloexec: bool, limit: int | None = N
     finally:
         injection.syscall(SYS_CLOSE, second)
     return int(first)
-
-
-@contextlib.contextmanager
-def _room_for_helpers(tid: int) -> Iterator[int]:
-    soft, hard = resource.prlimit(tid, resource.RLIMIT_NOFILE)
-    raised = soft + _HELPERS, max(hard, soft + _HELPERS)
-    try:
-        resource.prlimit(tid, resource.RLIMIT_NOFILE, raised)
-    except OSError:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
-    try:
-        yield soft
-    finally:
-        with contextlib.suppress(OSError):  # the client may be dead, or have set its limit itself meanwhile
-            if resource.prlimit(tid, resource.RLIMIT_NOFILE) == raised:
-                resource.prlimit(tid, resource.RLIMIT_NOFILE, (soft, hard))

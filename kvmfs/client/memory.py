@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from collections.abc import Iterable
 
 from kvmfs.syscalls import Sys, syscall
 
@@ -17,6 +18,7 @@ MAX_TRANSFER = 1 << 30
 """Most bytes of one read or write. The callers bound sizes as KVM does; this keeps a missed bound from being fatal."""
 
 _CHUNK = 16 << 20
+_IOV_MAX = 1024
 _ADDRESS_LIMIT = 1 << 64
 
 
@@ -58,35 +60,56 @@ def write(tid: int, address: int, data: bytes | bytearray | memoryview) -> None:
     _copy(Sys.PROCESS_VM_WRITEV, tid, ctypes.addressof(source), address, size)
 
 
-def read_into(tid: int, address: int, buffer: int, size: int) -> None:
-    """As read(), of any size, to our own address `buffer`, where `size` bytes must be writable."""
-    _check_range(address, size)
-    for offset in range(0, size, MAX_TRANSFER):
-        _copy(Sys.PROCESS_VM_READV, tid, buffer + offset, address + offset, min(MAX_TRANSFER, size - offset))
+def gather(tid: int, runs: Iterable[tuple[int, int, int]]) -> None:
+    """Copy runs (address in the thread's memory, our own address, size) of any number and size. Errors as for read().
+
+    Our addresses must be writable.
+    """
+    batch: list[tuple[int, int, int]] = []
+    room = MAX_TRANSFER
+    for address, ours, size in runs:
+        done = 0
+        while done < size:
+            part = min(size - done, room)
+            batch.append((address + done, ours + done, part))
+            done += part
+            room -= part
+            if not room or len(batch) == _IOV_MAX:
+                _gather(tid, batch)
+                batch.clear()
+                room = MAX_TRANSFER
+    if batch:
+        _gather(tid, batch)
+
+
+def _gather(tid: int, batch: list[tuple[int, int, int]]) -> None:
+    count = len(batch)
+    vector = _Iovec * count
+    local = vector(*(_Iovec(ours, size) for _, ours, size in batch))
+    remote = vector(*(_Iovec(address, size) for address, _, size in batch))
+    _transfer(Sys.PROCESS_VM_READV, tid, local, remote, count, sum(size for _, _, size in batch))
 
 
 def _check(address: int, size: int) -> None:
-    _check_range(address, size)
+    if size < 0 or address < 0 or address + size > _ADDRESS_LIMIT:
+        raise OSError(errno.EFAULT, f"{size} bytes at {address:#x} are not in any address space")
     if size > MAX_TRANSFER:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
 
-def _check_range(address: int, size: int) -> None:
-    if size < 0 or address < 0 or address + size > _ADDRESS_LIMIT:
-        raise _fault(address)
-
-
 def _copy(number: Sys, tid: int, ours: int, theirs: int, size: int) -> None:
-    local, remote = _Iovec(ours, size), _Iovec(theirs, size)
+    vector = _Iovec * 1
+    _transfer(number, tid, vector(_Iovec(ours, size)), vector(_Iovec(theirs, size)), 1, size)
+
+
+def _transfer(
+    number: Sys, tid: int, local: ctypes.Array[_Iovec], remote: ctypes.Array[_Iovec], count: int, size: int
+) -> None:
     try:
-        done = syscall(number, tid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+        done = syscall(number, tid, local, count, remote, count, 0)
     except OSError as error:
         if error.errno in (errno.EFAULT, errno.ESRCH, errno.EINVAL):
-            raise _fault(theirs) from None
+            raise OSError(errno.EFAULT, f"thread {tid} has no memory at {remote[0].base:#x}") from None
         raise
     if done != size:
-        raise _fault(theirs + done)
-
-
-def _fault(address: int) -> OSError:
-    return OSError(errno.EFAULT, f"no client memory at {address:#x}")
+        raise OSError(errno.EFAULT, f"thread {tid} has only {done} bytes of {size} from {remote[0].base:#x} on")

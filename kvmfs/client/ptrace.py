@@ -26,6 +26,7 @@ import errno
 import os
 import signal
 import threading
+import time
 from typing import NamedTuple
 
 from kvmfs.client.fds import status_of
@@ -81,6 +82,8 @@ class Tracee:
         self._memory = -1
         status = status_of(tid)
         self.tgid = int(status["Tgid"])
+        if status["State"][0] in "ZX":
+            raise OSError(errno.ESRCH, f"thread {tid} has ended")
         if int(status.get("TracerPid", 0)):
             raise OSError(errno.EBUSY, f"thread {tid} is traced by {status['TracerPid']}")
         options = _O_TRACESYSGOOD
@@ -115,11 +118,17 @@ class Tracee:
         """Stop the thread at its next return to user space; wait() tells when."""
         self._ptrace(_INTERRUPT)
 
-    def wait(self) -> Stop:
-        """Wait until the thread stops, for as long as it takes. It leaves the CPU and the GIL to others."""
+    def wait(self, seconds: float | None = None) -> Stop:
+        """Wait until the thread stops, for as long as it takes. It leaves the CPU and the GIL to others.
+
+        With `seconds`, OSError(EIO) after that time: waitpid knows no time limit, so this looks now and then.
+        """
         self._assert_tracer()
         try:
-            _, status = os.waitpid(self.tid, _WALL)
+            if seconds is None:
+                _, status = os.waitpid(self.tid, _WALL)
+            else:
+                status = self._wait_for(seconds)
         except ChildProcessError:
             status = 0
         if not os.WIFSTOPPED(status):
@@ -128,6 +137,18 @@ class Tracee:
         if number == _SYSCALL_STOP:
             return Stop(syscall=True)
         return Stop() if status >> 16 == _EVENT_STOP else Stop(signal=number)
+
+    def _wait_for(self, seconds: float) -> int:
+        deadline = time.monotonic() + seconds
+        pause = 1e-5
+        while True:
+            tid, status = os.waitpid(self.tid, _WALL | os.WNOHANG)
+            if tid:
+                return status
+            if time.monotonic() > deadline:
+                raise OSError(errno.EIO, f"thread {self.tid} did not stop")
+            time.sleep(pause)
+            pause = min(2 * pause, 1e-2)
 
     def resume(self, stop: Stop) -> None:
         """Let the thread go on from `stop` up to the next entry or exit of a system call.

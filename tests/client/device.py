@@ -58,7 +58,8 @@ class Device:
         self._mount = mount.fuse(self.connection.fileno(), root_mode=self._attributes.mode)
         self.connection.handshake()
         self.calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
-        self.interrupted: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.interruptions: list[int] = []
+        """The requests whose callers got a signal."""
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
         self.fd = os.open(f"/proc/self/fd/{self._mount}", os.O_RDWR)
@@ -94,7 +95,7 @@ class Device:
                 case request.Ioctl():
                     self.calls.put(Call(self, asked.unique, asked.tid, asked.cmd, asked.arg))
                 case request.Interrupt():
-                    self.interrupted.put(asked.target)
+                    self.interruptions.append(asked.target)
                 case request.Forget():
                     pass
                 case _ if type(asked) in handlers:
@@ -107,7 +108,7 @@ class Client:
     """A running client program."""
 
     def __init__(self, device: Device, program: Path, *words: object, before: tuple[str, ...] = ()) -> None:
-        self._output = tempfile.TemporaryFile()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115
         script = '"$@"; exit $?'
         self._shell = subprocess.Popen(
             ["sh", "-c", script, "sh", *before, program, str(device.fd), *map(str, words)],

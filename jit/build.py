@@ -10,6 +10,7 @@ numba's version and the CPU it compiles for.
 """
 
 import ctypes
+import functools
 import hashlib
 import importlib
 import os
@@ -151,7 +152,9 @@ def cache_dir() -> Path:
     return Path(base) / f"jit-{_key()}"
 
 
+@functools.cache
 def _key() -> str:
+    # Once a process: sources edited meanwhile must not move the cache under it.
     digest = hashlib.sha256()
     cpu = os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()
     features = os.environ.get("NUMBA_CPU_FEATURES")

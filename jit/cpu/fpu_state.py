@@ -8,7 +8,7 @@ from ..build import Group, compiled
 from ..mmu.group import READ_SLOW, WRITE_SLOW
 from ..raw import load8, load16, load32, load64, memcpy, memset, store8, store16, store32, store64, zext32
 from .access import call_slow, effective
-from .operand import fault, leave_next
+from .operand import done, fault, leave_next
 from .record import OSIZE
 
 group = Group("fpu_state", __name__)
@@ -222,3 +222,11 @@ def stmxcsr(s, r):
     if load64(s + S.LEAVE) != 0 or call_slow(s, r, WRITE_SLOW, la, 4, s + S.MXCSR) == 0:
         return 0
     return leave_next(s, r)
+
+
+@group.add
+def fwait(s, r):
+    """No x87 instruction is executed here, so no exception of one can be pending."""
+    if load64(s + S.CR0) & S.CR0_TS and load64(s + S.CR0) & S.CR0_MP:
+        return fault(s, r, S.NM, 0, 0)
+    return done(r)

@@ -295,7 +295,7 @@ for _width in (16, 32, 64):
 
 
 @group.add
-def enter(s, r):
+def enter_frame(s, r):
     """ENTER imm16, imm8: the frame size is in IMM, the nesting level in AUX (SDM vol. 2, ENTER)."""
     size, level = load8(r + OSIZE), load8(r + AUX) & 31
     old_rsp, old_rbp = load64(s + S.RSP), load64(s + S.RBP)

@@ -100,7 +100,7 @@ ONE_BYTE = (
 98 cbw Av
 99 cwd Av
 9A call_far Ip : bare todo no64
-9B fwait : bare fpu
+9B fwait : bare
 9C pushf : bare end d64
 9D popf : bare end d64
 9E sahf : bare
@@ -127,7 +127,7 @@ C2 ret_imm Iw : bare end f64
 C3 ret : bare end f64
 C6/0 mov Eb Ib : w
 C7/0 mov Ev Iz : w
-C8 enter Iw Ib : bare end d64
+C8 enter_frame Iw Ib : bare end d64
 C9 leave Av : d64 w
 CA ret_far_imm Iw : bare end
 CB ret_far : bare end
@@ -204,8 +204,8 @@ TWO_BYTE = """
 00/1 str_ Ev : bare w16
 00/2 lldt Ew : bare one end cpl0
 00/3 ltr Ew : bare one end cpl0
-00/4 verr Ew : bare one
-00/5 verw Ew : bare one
+00/4 verr Ew : todo
+00/5 verw Ew : todo
 01/0m sgdt M : bare end
 01/1m sidt M : bare end
 01/2m lgdt M : bare end cpl0

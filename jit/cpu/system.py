@@ -3,10 +3,11 @@
 from .. import state as S
 from ..build import Group, compiled
 from ..mmu.group import TLB_FLUSH
-from ..raw import call2, fence, load8, load32, load64, lshr, rdtsc, shl, store64, umulh, zext32
+from ..raw import call2, fence, load8, load32, load64, lshr, rdtsc, shl, store64, syscall, umulh, zext32
 from . import features
 from .access import noncanonical
-from .operand import done, dst, fault, leave_next, rip_here
+from .flags import set_arithmetic
+from .operand import PUT, done, dst, fault, leave_next, rip_here
 from .record import AUX, NEXT, OFFSET, OSIZE
 from .supervisor import derive_mode
 
@@ -36,7 +37,7 @@ def leaf_out_of_range(s, function, index):
     if basic == 0:
         return 0
     vendor = load32(basic + 16)
-    if vendor == AMD_EBX or vendor == HYGON_EBX:
+    if vendor in (AMD_EBX, HYGON_EBX):
         return 0
     base = 0
     if function >= 0x40000000 and function <= 0x4FFFFFFF:
@@ -292,3 +293,23 @@ def barrier(s, r):
     """Fences, WBINVD, INVD: the host's memory order is the guest's, and there is no cache to write back."""
     fence()
     return leave_next(s, r)
+
+
+def _random(width):
+    """RDRAND, RDSEED: from the kernel's generator; CF says that there was enough, and there always is."""
+    put = PUT[width]
+
+    def handler(s, r):
+        store64(s + S.T0, 0)
+        got = syscall(SYS_GETRANDOM, s + S.T0, 8, 0, 0, 0, 0)
+        put(dst(r), load64(s + S.T0) if got == 8 else 0)
+        set_arithmetic(s, 1 if got == 8 else 0)
+        return done(r)
+
+    return handler
+
+
+SYS_GETRANDOM = 318
+for _width in (16, 32, 64):
+    group.add(_random(_width), f"rdrand{_width}")
+    group.add(_random(_width), f"rdseed{_width}")

@@ -10,13 +10,22 @@ NUMBA_DISABLE_JIT=1, where the same functions can be stepped through and measure
 import ctypes
 from collections.abc import Callable
 
+import numba
 from llvmlite import binding, ir
 from numba import config, types
+from numba.cpython import numbers
 from numba.extending import intrinsic
 
 I1, I8, I16, I32, I64, I128 = (ir.IntType(n) for n in (1, 8, 16, 32, 64, 128))
 VOID = ir.VoidType()
 PLAIN = bool(config.DISABLE_JIT)
+
+
+# Words wrap. numba tells LLVM that signed arithmetic never overflows (the flag `nsw`), so that a sum, difference or
+# product beyond int64 is poison and what depends on it is optimized away. It has no option for that.
+if not callable(getattr(numbers, "_int_arith_flags", None)):
+    raise ImportError(f"numba {numba.__version__}: integer arithmetic cannot be made to wrap")
+numbers._int_arith_flags = lambda returned: []
 
 
 def s64(value: int) -> int:

@@ -73,7 +73,7 @@ class Story:
             case {"event": "set_user_memory_region", "slot": slot, "gpa": gpa, "size": size, "flags": flags}:
                 how = " with guest_memfd" if flags & memory.KVM_MEM_GUEST_MEMFD else ""
                 self._answer(event["t"], gpa, size, f"slot {slot} {'set' + how if size else 'deleted'}")
-            case {"event": "punch_hole" | "fallocate" as what, "offset": offset, "len": length}:
+            case {"event": "punch_hole" | "fallocate" as what, "offset": offset, "length": length}:
                 done = "private pages freed" if what == "punch_hole" else "private pages allocated"
                 ranges = event.get("ranges") or []
                 gpa, size = ranges[0] if ranges else (0, 1 << 64)

@@ -56,8 +56,11 @@ def run(command: Sequence[str], options: Options, serve: processes.Serve, log: l
 
         broker = processes.start_broker(device, served)
         try:
+            # In a user namespace the root node belongs to nobody, and cannot be opened for writing, until the kernel
+            # has asked for its attributes.
+            options.device.stat()
             child = processes.start_command(command, mask)
-        except processes.StartError:
+        except BaseException:
             processes.stop(broker)
             raise
         return supervise.supervise(child, broker)

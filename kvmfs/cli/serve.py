@@ -6,6 +6,8 @@ import logging
 import os
 import pwd
 import stat
+import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +78,9 @@ def detached(work: Callable[[Callable[[], None]], None]) -> int:
             work(ready)
             status = 0
         except SetupError as error:
-            os.write(2, f"kvmfs: {error}\n".encode())
+            print(f"kvmfs: {error}", file=sys.stderr)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     os.close(child_end)

@@ -8,6 +8,8 @@ Facts this relies on (fs/namespace.c, fs/fuse/inode.c, mount_namespaces(7), fsop
 - A mount is made by who has CAP_SYS_ADMIN in the user namespace that owns the caller's mount namespace. /dev/fuse must
   have been opened in that user namespace. Where that is not the initial one, processes outside of it cannot use the
   mount even with allow_other, and passthrough is refused.
+- In such a mount a node whose owner or group has no mapping there cannot be opened for writing (EACCES), and the root
+  node is root's until its attributes are first asked for.
 - The tree of a less privileged mount namespace cannot be taken apart: what a bind mount of a directory would reveal
   must come along, so bind recursively.
 - A mount namespace and all that is mounted only there are gone with its last process and descriptor.

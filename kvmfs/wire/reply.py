@@ -4,10 +4,11 @@ One function per message, each returning what is to be written in a single write
 Node attributes are ``Attributes``; times are left 0 and nothing is ever stale: what is cached stays valid for a day.
 """
 
+import os
 import stat
 from collections.abc import Sequence
 from ctypes import sizeof
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kvmfs.wire import fuse_h
 from kvmfs.wire.fuse_h import InitFlag, IoctlFlag, Notify, OpenFlag
@@ -18,12 +19,13 @@ VALID = 86400
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """What stat(2) shows of a node. ``mode`` has the file type."""
+    """What stat(2) shows of a node. ``mode`` has the file type. Default owner: the server, since others may have no
+    mapping in its user namespace."""
 
     ino: int
     mode: int = stat.S_IFREG | 0o666
-    uid: int = 0
-    gid: int = 0
+    uid: int = field(default_factory=os.geteuid)
+    gid: int = field(default_factory=os.getegid)
     size: int = 0
 
     def pack(self) -> fuse_h.Attr:

@@ -18,17 +18,29 @@ from kvmfs.wire.fuse_h import OpenFlag
 VERSION, TID, DIE, WAIT = 0xAE00, 0xAE10, 0xAE11, 0xAE12
 
 
+class Terminated(BaseException):
+    pass
+
+
+def terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
 def serve(connection: Connection, *, log: logging.Logger, passthrough: bool | None, ready: Callable[[], None]) -> None:
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
+    signal.signal(signal.SIGTERM, terminate)
     if os.environ.get("TOY") == "broken":
         raise RuntimeError("a broken broker")
-    ready()
+    try:
+        ready()
+        _loop(connection)
+    except (ConnectionEnded, Terminated):
+        pass
+
+
+def _loop(connection: Connection) -> None:
     buffer = bytearray(BUFFER_SIZE)
     while True:
-        try:
-            asked = connection.receive(buffer)
-        except ConnectionEnded:
-            return
+        asked = connection.receive(buffer)
         answer = _answer(connection, asked)
         if answer:
             connection.reply(answer)

@@ -76,7 +76,7 @@ class VmProcess:
         await self._started.wait()
         if self._failure:
             raise self._failure
-        fd, device = await trio.to_thread.run_sync(self._open_first)
+        fd, device = await trio.to_thread.run_sync(self._open_first, abandon_on_cancel=True)
         try:
             await self._link.send({"op": "device", "device": device})
         except channel.ChannelClosed:
@@ -92,19 +92,19 @@ class VmProcess:
 
     async def run(self) -> None:
         """Do what the worker asks for, until it is gone; then see to what it leaves."""
-        try:
-            async with trio.open_nursery() as nursery:
-                await self._serve(nursery)
-                nursery.cancel_scope.cancel()
-        finally:
-            self._end("the VM's process has ended")
-            with trio.CancelScope(shield=True):
+        async with trio.open_nursery() as afterwards:
+            try:
+                async with trio.open_nursery() as requests:
+                    await self._serve(requests)
+                    self._end("the VM's process has ended")
+                    if not self._goodbye:
+                        # At once: what is being opened for the worker waits for an answer.
+                        mount, self._mount = self._mount, -1
+                        afterwards.start_soon(takeover.answer_for_the_dead, self._connection, mount)
+            finally:
                 for held in list(self._held.values()):
                     await held.finish(-errno.EIO)
-            self._held.clear()
-        if not self._goodbye:
-            mount, self._mount = self._mount, -1
-            await takeover.answer_for_the_dead(self._connection, mount)
+                self._held.clear()
 
     async def _serve(self, nursery: trio.Nursery) -> None:
         while True:
@@ -195,7 +195,7 @@ class VmProcess:
         return held
 
     async def _install(self, message: Message, fds: list[int]) -> Answer:
-        fd = await trio.to_thread.run_sync(self.open, str(message["name"]))
+        fd = await trio.to_thread.run_sync(self.open, str(message["name"]), abandon_on_cancel=True)
         try:
             held = await self._take(int(message["tid"]), int(message["unique"]))
             return {"fd": await trio.to_thread.run_sync(held.borrow.install, fd)}, []

@@ -245,9 +245,8 @@ class Server:
                     self._seat(entry, *seat)
                 number = caller.request_install(node.name)
             except BaseException:
-                self._nodes.cancel(entry)
-                if seat:
-                    self._pool.unseat(seat[0])
+                if self._nodes.cancel(entry):
+                    self._gone(entry)
                 raise
             entry.installed = True
             return number
@@ -357,5 +356,11 @@ class Server:
     def _release(self, message: request.Release) -> None:
         self._reply(reply.ok(message.unique))
         entry = self._entry(message)
-        if self._nodes.release(entry) and entry.installed:
+        if self._nodes.release(entry):
+            self._gone(entry)
+
+    def _gone(self, entry: Entry) -> None:
+        if entry.installed:
             entry.node.released()
+        elif entry.seat is not None:
+            self._pool.unseat(entry.seat)

@@ -42,6 +42,7 @@ class Entry:
     handles: int = 0  # open files
     installed: bool = False
     backing: int = 0
+    seat: int | None = None  # a vCPU's index in the connection's seats
 
     @property
     def attributes(self) -> Attributes:
@@ -61,22 +62,23 @@ class Nodes:
         self._begun = False
 
     def add(self, node: Node, seat: int | None = None) -> Entry:
-        """An entry that is to be opened once. `seat`: a vCPU's index in the connection's seats."""
+        """An entry that is to be opened once."""
         with self._lock:
             if seat is None:
                 nodeid, self._next = self._next, self._next + 1
             else:
                 nodeid = VCPU_NODE + seat
-            entry = Entry(node, nodeid, expected=1)
+            entry = Entry(node, nodeid, expected=1, seat=seat)
             self._by_id[nodeid] = self._by_name[node.name.encode()] = entry
             return entry
 
-    def cancel(self, entry: Entry) -> None:
-        """No more opens of it. It goes with its last handle, if the broker had come as far as having one."""
+    def cancel(self, entry: Entry) -> bool:
+        """No more opens of it. It goes with its last handle; True when the broker had not come as far as having one."""
         with self._lock:
             entry.expected = 0
             if not entry.handles:
                 self._drop(entry)
+            return not entry.handles
 
     def _drop(self, entry: Entry) -> None:
         self._by_id.pop(entry.nodeid, None)

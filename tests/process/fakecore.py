@@ -36,7 +36,7 @@ from tests.process.fakecore_commands import (
 # Only the reader loop is needed, not the whole of the vCPU.
 build._groups = lambda: [build.Group.registry["worker"]]
 
-REQUEST, PAGE = 0, 8  # of a vCPU's context
+REQUEST, PAGE, NOWHERE = 0, 8, 16  # of a vCPU's context
 IMMEDIATE_EXIT, EXIT_REASON, CR8 = Run.immediate_exit.offset, Run.exit_reason.offset, Run.cr8.offset
 STOP = 2
 SIZE = 3 * 4096
@@ -60,7 +60,7 @@ def enter(context):  # type: ignore[no-untyped-def]
     if command == SERVICE:
         return NEEDS_PYTHON
     if command == CRASH:
-        store64(0, 0)
+        store64(load64(context + NOWHERE), 0)
     store32(page + EXIT_REASON, EXIT_IO)
     return 0
 
@@ -115,7 +115,7 @@ class FakeVm:
         if cmd == FAIL_AFTER_INSTALL:
             caller.install(FakeVcpu(arg))
             raise OSError(errno.EDOM, "")
-        if cmd == PROBE:
+        if cmd & 0xFFFF == PROBE:
             text = escape.report(caller.tgid)
             caller.write(arg, text)
             return len(text)

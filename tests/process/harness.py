@@ -164,8 +164,15 @@ class Client:
             finally:
                 os.close(pidfd)
             _, self._status = os.waitpid(self.pid, 0)
-            self._socket.close()
         return self._status
+
+    def close(self) -> None:
+        if self._status is None:
+            self.kill()
+        try:
+            self.wait()
+        finally:
+            self._socket.close()
 
 
 @contextlib.contextmanager
@@ -175,10 +182,7 @@ def client(path: Path, body: Callable[[Path, Talk], Any]) -> Iterator[Client]:
     try:
         yield process
     finally:
-        if process._status is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            process.wait()
+        process.close()
 
 
 def run(path: Path, body: Callable[[Path, Talk], Any]) -> Any:

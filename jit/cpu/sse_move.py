@@ -28,13 +28,203 @@ Moves:
 """
 
 from .. import state as S
-from ..build import Group
-from ..raw import load8, load16, load32, load64, lshr, memcpy, s64, store8, store16, store32, store64, u64, ult
+from ..build import Group, compiled
+from ..raw import load8, load32, load64, lshr, memcpy, memset, store8, store16, store32, store64, ult
 from .flags import set_arithmetic
-from .operand import LOAD, done, dst, put32, src
+from .operand import LOAD, PUT, done, dst, put32, src
+from .packed import LANE, PACKED, SHIFTS
 from .record import IMM
+from .shuffle import SHUFFLES
 from .vector import vector_op
 
 group = Group("sse_move", __name__)
 
-LANE = {"b": 8, "w": 16, "d": 32, "q": 64}
+STORE = {8: store8, 16: store16, 32: store32, 64: store64}
+XMM0 = S.VEC
+
+
+def _two_operands(operation):
+    def handler(s, r):
+        d = dst(r)
+        operation(d, d, src(r))
+        return done(r)
+
+    return handler
+
+
+def _shift(operation, bits, arithmetic):
+    def handler(s, r):
+        d, n = dst(r), load64(src(r))
+        if ult(n, bits):
+            operation(d, d, n)
+        elif arithmetic:
+            operation(d, d, bits - 1)
+        else:
+            memset(d, 0, 16)
+        return done(r)
+
+    return handler
+
+
+for _name, (_bits, _body) in PACKED.items():
+    group.add(_two_operands(vector_op(_name, _bits, _body)), _name)
+for _name, (_bits, _body) in SHIFTS.items():
+    _operation = vector_op(_name, _bits, _body, scalar=True)
+    group.add(_shift(_operation, _bits, _name.startswith("psra")), _name)
+
+
+# Moves -----
+
+
+@group.add
+def mov128(s, r):
+    memcpy(dst(r), src(r), 16)
+    return done(r)
+
+
+def _move_zeroing(load):
+    def handler(s, r):
+        d, value = dst(r), load(src(r))
+        store64(d, value)
+        store64(d + 8, 0)
+        return done(r)
+
+    return handler
+
+
+def _move_part(load, store, to, from_):
+    """`load` at byte `from_` of src, stored at byte `to` of dst."""
+
+    def handler(s, r):
+        store(dst(r) + to, load(src(r) + from_))
+        return done(r)
+
+    return handler
+
+
+group.add(_move_zeroing(load32), "movd_xr32")
+group.add(_move_zeroing(load64), "movd_xr64")
+group.add(_move_part(load32, store32, 0, 0), "movss")
+group.add(_move_part(load64, store64, 0, 0), "movsd")
+group.add(_move_part(load64, store64, 8, 0), "movhps")
+group.add(_move_part(load64, store64, 0, 8), "movhlps")
+
+
+for _name, _handler in SHUFFLES.items():
+    group.add(_handler, _name)
+
+
+# Single elements, blends, masks -----
+
+
+def _blend(bits):
+    load, store = LOAD[bits], STORE[bits]
+
+    def handler(s, r):
+        imm = load8(r + IMM)
+        for i in range(128 // bits):
+            if imm >> i & 1:
+                store(dst(r) + i * bits // 8, load(src(r) + i * bits // 8))
+        return done(r)
+
+    return handler
+
+
+def _blend_by_sign(name, bits):
+    """dst = src where the lane of XMM0 is negative."""
+    spread = vector_op(f"spread{bits}", bits, lambda x, y: y.negative())
+
+    def handler(s, r):
+        d, a, mask = dst(r), src(r), s + S.T2
+        low, high = load64(a), load64(a + 8)
+        spread(mask, mask, s + XMM0)
+        p, q = load64(mask), load64(mask + 8)
+        store64(d, low & p | load64(d) & ~p)
+        store64(d + 8, high & q | load64(d + 8) & ~q)
+        return done(r)
+
+    return handler
+
+
+def _insert(bits):
+    load, store, last = LOAD[bits], STORE[bits], 128 // bits - 1
+
+    def handler(s, r):
+        store(dst(r) + (load8(r + IMM) & last) * (bits // 8), load(src(r)))
+        return done(r)
+
+    return handler
+
+
+def _extract(bits):
+    load, put, last = LOAD[bits], PUT[max(bits, 32)], 128 // bits - 1
+
+    def handler(s, r):
+        put(dst(r), load(src(r) + (load8(r + IMM) & last) * (bits // 8)))
+        return done(r)
+
+    return handler
+
+
+for _suffix, _bits in LANE.items():
+    group.add(_insert(_bits), f"pinsr{_suffix}")
+    group.add(_extract(_bits), f"pextr{_suffix}")
+for _name, _bits in (("pblendw", 16), ("blendps", 32), ("blendpd", 64)):
+    group.add(_blend(_bits), _name)
+for _name, _bits in (("pblendvb", 8), ("blendvps", 32), ("blendvpd", 64)):
+    group.add(_blend_by_sign(_name, _bits), _name)
+
+
+def _insertps(from_memory):
+    """Memory has one element, whatever the immediate's source field says."""
+
+    def handler(s, r):
+        d, imm = dst(r), load8(r + IMM)
+        store32(d + (imm >> 4 & 3) * 4, load32(src(r) + (0 if from_memory else (imm >> 6) * 4)))
+        for i in range(4):
+            if imm >> i & 1:
+                store32(d + i * 4, 0)
+        return done(r)
+
+    return handler
+
+
+group.add(_insertps(from_memory=False), "insertps")
+group.add(_insertps(from_memory=True), "insertps_mem")
+
+
+@compiled
+def _byte_signs(word):
+    """The top bits of a word's 8 bytes as an 8-bit number: a product brings them together."""
+    return lshr((lshr(word, 7) & 0x0101010101010101) * 0x0102040810204080, 56)
+
+
+@group.add
+def pmovmskb(s, r):
+    a = src(r)
+    put32(dst(r), _byte_signs(load64(a)) | _byte_signs(load64(a + 8)) << 8)
+    return done(r)
+
+
+@group.add
+def movmskps(s, r):
+    a = src(r)
+    signs = load8(a + 3) >> 7 | load8(a + 7) >> 7 << 1 | load8(a + 11) >> 7 << 2 | load8(a + 15) >> 7 << 3
+    put32(dst(r), signs)
+    return done(r)
+
+
+@group.add
+def movmskpd(s, r):
+    a = src(r)
+    put32(dst(r), load8(a + 7) >> 7 | load8(a + 15) >> 7 << 1)
+    return done(r)
+
+
+@group.add
+def ptest(s, r):
+    d, a = dst(r), src(r)
+    both = load64(d) & load64(a) | load64(d + 8) & load64(a + 8)
+    only = ~load64(d) & load64(a) | ~load64(d + 8) & load64(a + 8)
+    set_arithmetic(s, (S.ZF if both == 0 else 0) | (S.CF if only == 0 else 0))
+    return done(r)

@@ -12,8 +12,8 @@ Tables and records are immutable once published. To change something the embedde
 from ..layout import Layout
 
 _v = Layout()
-SLOTS = _v.u64()  # address of the slot table: {count, pad[7]}, then {first gfn, slot record's address}, by gfn
-ATTRIBUTES = _v.u64()  # address of the attribute table: {count, pad[7]}, then {first gfn, attributes}, by gfn
+SLOTS = _v.u64()  # address of the slot table: entries {first gfn, slot record's address}; 0: no slots
+ATTRIBUTES = _v.u64()  # address of the attribute table: entries {first gfn, attributes}; 0: no attributes
 PRIVATE_MEMORY = _v.u64()  # who says whether an access is private (PRIVATE_* below)
 PRIVATE_BIT = _v.u64()  # mask of the gpa bit that says so, for PRIVATE_BY_BIT and SHARED_BY_BIT; else 0
 FAULT_IN = _v.u64()  # int64 f(vm, client address, gfn, write): make the client's page present; 0 or -errno
@@ -39,6 +39,10 @@ FAULT_NO_SLOT = 2  # private, and no memslot
 FAULT_NO_GMEM = 3  # private, and the slot has no guest_memfd
 FAULT_NO_PAGE = 4  # shared, and the client's memory has no page there, or one that may not be written
 
+# A table (mmu/tables.py): a header, entries by ascending gfn, and an index that narrows the search down: the gfns from
+# the first entry's on are cut into buckets of 1 << shift, and index[b] (u32) is the last entry at or before bucket b's
+# beginning. One more index entry stands for the end of the last bucket.
+TABLE_COUNT, TABLE_BUCKETS, TABLE_SHIFT = 0, 8, 16
 TABLE_HEADER = 64
 TABLE_ENTRY = 16
 ENTRY_FIRST, ENTRY_VALUE = 0, 8

@@ -8,7 +8,7 @@ flag. A client page that cannot be had is EFAULT without fault information, as k
 from errno import EAGAIN, EFAULT, EINTR
 
 from ..build import compiled
-from ..raw import atomic_or, call4, load64, lshr, store64, ule, ult
+from ..raw import atomic_or, call4, load32, load64, lshr, shl, store64, ule, ult
 from ..state import (
     ATTRIBUTE_HINT,
     EXIT,
@@ -57,8 +57,11 @@ from .layout import (
     SLOT_READONLY,
     SLOT_TOUCHED,
     SLOTS,
+    TABLE_BUCKETS,
+    TABLE_COUNT,
     TABLE_ENTRY,
     TABLE_HEADER,
+    TABLE_SHIFT,
     TO_FAULT,
     TO_HOST,
     TO_MMIO,
@@ -72,9 +75,14 @@ from .tlb import enter_guest, leave_guest
 @compiled
 def search(table, gfn):
     """Index of the last entry of a non-empty table whose first gfn is not above `gfn`, or 0 when all are."""
-    keys = table + TABLE_HEADER + ENTRY_FIRST
-    index, count = 0, load64(table)
-    # Without branches: random addresses would have half of them mispredicted.
+    keys, count = table + TABLE_HEADER + ENTRY_FIRST, load64(table + TABLE_COUNT)
+    bucket = lshr(gfn - load64(keys), load64(table + TABLE_SHIFT))
+    if not ult(bucket, load64(table + TABLE_BUCKETS)):
+        return 0 if ult(gfn, load64(keys)) else count - 1
+    bounds = keys + count * TABLE_ENTRY + 4 * bucket
+    index = load32(bounds)
+    count = load32(bounds + 4) - index + 1
+    # Without branches on the keys: random addresses would have half of them mispredicted.
     while count > 1:
         half = count >> 1
         index += half & -ule(load64(keys + (index + half) * TABLE_ENTRY), gfn)
@@ -181,7 +189,7 @@ def mark_dirty(slot, index):
     """Note in the dirty log, if there is one, that the slot's page `index` is about to be written."""
     bitmap = load64(slot + SLOT_DIRTY)
     if bitmap != 0:
-        word, bit = bitmap + ((index >> 6) << 3), 1 << (index & 63)
+        word, bit = bitmap + ((index >> 6) << 3), shl(1, index & 63)
         if not load64(word) & bit:
             atomic_or(word, bit)
 

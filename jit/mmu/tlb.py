@@ -7,7 +7,7 @@ RFLAGS.AC and CR4.SMAP. There is no PCID tag: a CR3 write drops what is not glob
 """
 
 from ..build import compiled
-from ..raw import atomic_and, atomic_xchg, ctz, load64, store64
+from ..raw import atomic_and, atomic_xchg, ctz, load64, shl, store64
 from ..state import (
     AC,
     CPL,
@@ -103,8 +103,9 @@ def tlb_flush(s, keep_global):
         bits = load64(base + TLB_USED + 8 * i) & ~kept
         while bits:
             # The bitmaps of the three TLBs follow one another as the TLBs do, so this counts through all of them.
-            _invalidate(base + (64 * i + ctz(bits)) * TLB_ENTRY)
-            bits &= bits - 1
+            bit = ctz(bits)
+            _invalidate(base + (64 * i + bit) * TLB_ENTRY)
+            bits &= ~shl(1, bit)
         store64(base + TLB_USED + 8 * i, kept)
         store64(base + TLB_GLOBAL + 8 * i, kept)
         store64(base + TLB_LARGE + 8 * i, load64(base + TLB_LARGE + 8 * i) & kept)
@@ -131,10 +132,11 @@ def tlb_flush_page(s, la):
     for i in range(TLB_KINDS * _MAP_WORDS):
         bits = load64(base + TLB_LARGE + 8 * i)
         while bits:
-            entry = base + (64 * i + ctz(bits)) * TLB_ENTRY
+            bit = ctz(bits)
+            entry = base + (64 * i + bit) * TLB_ENTRY
             if _entry_page(entry) >> _INVLPG_REACH == la >> _INVLPG_REACH:
                 _invalidate(entry)
-            bits &= bits - 1
+            bits &= ~shl(1, bit)
     return 0
 
 
@@ -154,7 +156,7 @@ def fill(s, la, access, host, page):
         store64(entry + TLB_READ, tag)  # what can be written can be read
         if access & WRITE:
             store64(entry + TLB_WRITE, tag)
-    word, bit = (index >> 6) << 3, 1 << (index & 63)
+    word, bit = (index >> 6) << 3, shl(1, index & 63)
     store64(tlb + TLB_USED + word, load64(tlb + TLB_USED + word) | bit)
     kept = load64(tlb + TLB_GLOBAL + word) & ~bit
     store64(tlb + TLB_GLOBAL + word, kept | bit if page & PAGE_GLOBAL else kept)

@@ -32,7 +32,6 @@ def _resolve_all(resolve, vcpu, addresses, count, rounds):  # type: ignore[no-un
 
 def millions_per_second() -> float:
     """Resolutions a second on this core, the best of several batches."""
-    build._use_cache()
     functions = (ctypes.c_int64 * build.TABLE_SLOTS)()
     group.fill()(ctypes.addressof(functions))
 

@@ -5,13 +5,10 @@ plain C-ABI wrapper of each into the function table; only the fill function is c
 code of all members: loading hundreds of functions is one unpickle and one link. Members are compiled only when the
 cache has no entry.
 
-numba's cache does not notice changes in imported modules, so the cache directory is keyed by a hash of all jit sources,
-numba's version and the CPU it compiles for.
+cache.py says where that cache is and when it is still good.
 """
 
 import ctypes
-import functools
-import hashlib
 import importlib
 import os
 import sys
@@ -21,11 +18,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import ClassVar
 
-import numba
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from . import cache
 from .raw import I64, PLAIN, store64
 
 OPTIONS = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
@@ -53,6 +50,8 @@ GROUP_MODULES = {
     "decode": "kvmfs.jit.cpu.decode",
     "exception": "kvmfs.jit.cpu.exception",
     "run": "kvmfs.jit.cpu.run",
+    "client_memory": "kvmfs.kvm.client_memory",
+    "enter": "kvmfs.kvm.enter",
     "worker": "kvmfs.worker.loop",
 }
 SLOTS_PER_GROUP = 512
@@ -111,7 +110,15 @@ class Group:
         function = scope["fill"]
         function.__qualname__ = f"fill_{self.name}"  # type: ignore[attr-defined]
         function.__module__ = self.module  # type: ignore[attr-defined]
-        return njit("void(int64)", cache=True, nogil=True, error_model="numpy")(function)
+        cache.use(self.directory)
+        loaded = njit("void(int64)", cache=True, nogil=True, error_model="numpy")(function)
+        cache.mark_complete(self.directory)
+        return loaded
+
+    @property
+    def directory(self) -> Path:
+        """Where the group's compiled code is kept."""
+        return cache.group_dir(self.name, self.module)
 
 
 def _address_of(dispatcher, name: str):
@@ -141,40 +148,6 @@ def _address_of(dispatcher, name: str):
     return address
 
 
-# The cache -----
-
-
-def cache_dir() -> Path:
-    """Where compiled code is kept: private to the user, because loading it runs it."""
-    base = os.environ.get("KVMFS_CACHE_DIR") or str(
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvmfs"
-    )
-    return Path(base) / f"jit-{_key()}"
-
-
-@functools.cache
-def _key() -> str:
-    # Once a process: sources edited meanwhile must not move the cache under it.
-    digest = hashlib.sha256()
-    cpu = os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()
-    features = os.environ.get("NUMBA_CPU_FEATURES")
-    features = binding.get_host_cpu_features().flatten() if features is None else features
-    digest.update(f"{sys.version} {numba.__version__} {cpu} {features}".encode())
-    root = Path(__file__).resolve().parent
-    for source in sorted([*root.rglob("*.py"), *(root.parent / "kvmfs" / "worker").glob("*.py")]):
-        digest.update(source.name.encode() + source.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _use_cache() -> None:
-    directory = cache_dir()
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if directory.stat().st_uid != os.geteuid():
-        raise PermissionError(f"{directory} belongs to another user; set KVMFS_CACHE_DIR to a directory of your own")
-    numba.config.CACHE_DIR = str(directory)
-    os.environ["NUMBA_CACHE_DIR"] = str(directory)
-
-
 def _groups() -> list[Group]:
     for module in GROUP_MODULES.values():
         importlib.import_module(module)
@@ -188,31 +161,28 @@ def slots() -> dict[str, int]:
 
 def is_warm() -> bool:
     """Whether every group has been compiled into the cache."""
-    directory = cache_dir()
-    return all((directory / f"{group.name}.done").exists() for group in _groups())
+    return all(cache.is_complete(group.directory) for group in _groups())
 
 
 def _compile_group(name: str) -> str:
-    _use_cache()
     groups = {group.name: group for group in _groups()}
     groups[name].fill()
-    (cache_dir() / f"{name}.done").touch()
     return name
 
 
 def warm(progress: Callable[[str, int, int], None] = lambda name, done, total: None, jobs: int | None = None) -> None:
     """Compile what the cache lacks, in parallel; `progress(group, functions done, functions in all)`."""
-    _use_cache()
     groups = _groups()
-    total, done = sum(len(g.members) for g in groups), 0
-    missing = [g for g in groups if not (cache_dir() / f"{g.name}.done").exists()]
-    done = total - sum(len(g.members) for g in missing)
+    missing = [group for group in groups if not cache.is_complete(group.directory)]
+    total = sum(len(group.members) for group in groups)
+    done = total - sum(len(group.members) for group in missing)
     progress("", done, total)
     if not missing:
         return
-    missing.sort(key=lambda g: -len(g.members))
+    cache.prune()
+    missing.sort(key=lambda group: -len(group.members))
     with ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(_compile_group, g.name) for g in missing]):
+        for future in as_completed([pool.submit(_compile_group, group.name) for group in missing]):
             name = future.result()
             done += len(Group.registry[name].members)
             progress(name, done, total)
@@ -225,11 +195,9 @@ def load() -> int:
     """The address of the function table, every group compiled or loaded from the cache."""
     global _table
     if _table is None:
-        _use_cache()
         table = (ctypes.c_int64 * TABLE_SLOTS)()
         for group in _groups():
             group.fill()(ctypes.addressof(table))
-            (cache_dir() / f"{group.name}.done").touch()
         _table = table
     return ctypes.addressof(_table)
 

@@ -187,7 +187,9 @@ MODE_V86 = 32
 MODE_PAGING = 64
 MODE_FLAT = 128  # ES, SS, DS have base 0 and no limit
 MODE_USER = 256  # CPL 3
-MODE_STEP = 512  # RFLAGS.TF: one instruction a block
+MODE_STEP = 512  # one instruction a block
+MODE_TS = 1024  # CR0.TS: vector instructions raise #NM
+MODE_NO_SSE = 2048  # CR0.EM or not CR4.OSFXSR: they raise #UD
 
 # PIO_STATE and MMIO_STATE.
 IO_NONE = 0

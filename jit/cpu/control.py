@@ -206,7 +206,7 @@ def mov_from_dr(s, r):
 @group.add
 def clts(s, r):
     store64(s + S.CR0, load64(s + S.CR0) & ~S.CR0_TS)
-    return leave_next(s, r)
+    return changed(s, r, 1)
 
 
 @group.add

@@ -7,6 +7,7 @@ from . import optable as T
 from . import record as R
 from .memory import group as memory_group
 from .move import group as move_group
+from .sse_move import group as sse_group
 from .trap import group as trap_group
 
 OK, SHORT, TOO_LONG, ENDS = 0, 1, 2, 3
@@ -24,9 +25,10 @@ RMWS, COMMITS, LOCKED = _by_width("rmw"), _by_width("commit"), _by_width("commit
 XCHG_MEM = _by_width("xchg_mem")
 POP_MEM = (0, *(_memory[f"pop_mem{width}"] for width in (16, 32, 64)), 0)
 BIT_ADDRESS = (0, *(_memory[f"bit_address{width}"] for width in (16, 32, 64)), 0)
-MOVES = (*(_move[f"mov{width}"] for width in (8, 16, 32, 64)), _move.get("mov128", 0))
+MOVES = (*(_move[f"mov{width}"] for width in (8, 16, 32, 64)), sse_group.slot("mov128"))
 LOAD_ALIGNED, STORE_ALIGNED = _memory["load128a"], _memory["store128a"]
 UNDEFINED, PRIVILEGED = _trap["undefined"], _trap["general_protection"]
+NOT_AVAILABLE = _trap["device_not_available"]
 UNIMPLEMENTED, END_BLOCK = _trap["unimplemented"], _trap["end_block"]
 
 
@@ -258,6 +260,8 @@ def refused(s, entry):
         return UNDEFINED
     if load64(s + S.D_MOD) == 3 and (kind1 == T.M or load64(entry + 8 * T.KIND2) == T.M):
         return UNDEFINED
+    if attributes & T.ATTR_SSE and hflags & (S.MODE_NO_SSE | S.MODE_TS):
+        return UNDEFINED if hflags & S.MODE_NO_SSE else NOT_AVAILABLE
     if attributes & T.ATTR_CPL0 and hflags & S.MODE_USER:
         return PRIVILEGED
     return 0

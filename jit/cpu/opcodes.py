@@ -109,18 +109,18 @@ A0 mov Ab Ob : w
 A1 mov Av Ov : w
 A2 mov Ob Ab : w
 A3 mov Ov Av : w
-A4 movs8 : bare str end
-A5 movs Xv : str end
-A6 cmps8 : bare str end
-A7 cmps Xv : str end
+A4 movs8 : bare end
+A5 movs Xv : end
+A6 cmps8 : bare end
+A7 cmps Xv : end
 A8 test Ab Ib : r
 A9 test Av Iz : r
-AA stos8 : bare str end
-AB stos Xv : str end
-AC lods8 : bare str end
-AD lods Xv : str end
-AE scas8 : bare str end
-AF scas Xv : str end
+AA stos8 : bare end
+AB stos Xv : end
+AC lods8 : bare end
+AD lods Xv : end
+AE scas8 : bare end
+AF scas Xv : end
 B0+r mov Zb Ib : w
 B8+r mov Zv Iv : w
 C2 ret_imm Iw : bare end f64
@@ -151,17 +151,17 @@ E1 loope Jb : bare end f64
 E2 loop Jb : bare end f64
 E3 jrcxz Jb : bare end f64
 E4 in8 Ib : bare end
-E5 in_imm Ib : bare end osize
+E5 in_imm Ib : bare end
 E6 out8 Ib : bare end
-E7 out_imm Ib : bare end osize
+E7 out_imm Ib : bare end
 E8 call_rel Jz : bare end f64
 E9 jmp Jz : bare end f64
 EA jmp_far Ip : bare todo no64
 EB jmp Jb : bare end f64
 EC in8 Dw : bare end
-ED in_imm Dw : bare end osize
+ED in_imm Dw : bare end
 EE out8 Dw : bare end
-EF out_imm Dw : bare end osize
+EF out_imm Dw : bare end
 F1 int1 : bare end
 F4 hlt : bare end cpl0
 F5 cmc : bare
@@ -276,10 +276,10 @@ AE/4m xsave M : bare end
 AE/5m xrstor M : bare end
 AE/6m xsaveopt M : bare todo
 AE/7m clflush M : bare
-F3.AE/0r rdfsbase Ry : bare fsgs
-F3.AE/1r rdgsbase Ry : bare fsgs
-F3.AE/2r wrfsbase Ry : bare end fsgs
-F3.AE/3r wrgsbase Ry : bare end fsgs
+F3.AE/0r rdfsbase Ry : bare
+F3.AE/1r rdgsbase Ry : bare
+F3.AE/2r wrfsbase Ry : bare end
+F3.AE/3r wrgsbase Ry : bare end
 AE/5r barrier : bare
 AE/6r barrier : bare
 AE/7r barrier : bare

@@ -1,8 +1,137 @@
-"""Opcode rows of the vector instructions, in the notation of opcodes.py; `mv` marks plain moves: no operation, only a
-load, a store or a copy of the first operand's size."""
+"""Opcode rows of the vector instructions, in the notation of opcodes.py.
 
-TWO_BYTE = ""
+All of them need CR4.OSFXSR set, CR0.EM and CR0.TS clear; a 16-byte memory operand must be aligned, except with the
+attribute `un`. `dq` names the handler by operand size: ...d, ...q. What an opcode without a row here does is not
+implemented: floating-point arithmetic, MMX.
+"""
 
-MAP_38 = ""
 
-MAP_3A = ""
+def _run(first: int, names: str, form: str = "Vx Wx") -> str:
+    """Consecutive opcodes with the prefix 66; `-` leaves one out."""
+    rows = (f"66.{first + i:02X} {name} {form} : bare" for i, name in enumerate(names.split()) if name != "-")
+    return "\n".join(rows) + "\n"
+
+
+TWO_BYTE = (
+    """
+NP.10 movups Vx Wx : mv un w
+NP.11 movups Wx Vx : mv un w
+66.10 movupd Vx Wx : mv un w
+66.11 movupd Wx Vx : mv un w
+F3.10m movd_xr Vd Wd : w
+F3.10r movss Vd Wd : bare
+F3.11m mov Wd Vd : w
+F3.11r movss Wd Vd : bare
+F2.10m movd_xr Vq Wq : w
+F2.10r movsd Vq Wq : bare
+F2.11m mov Wq Vq : w
+F2.11r movsd Wq Vq : bare
+NP.12m movsd Vq Wq : bare
+NP.12r movhlps Vq Wq : bare
+66.12m movsd Vq Wq : bare
+F3.12 movsldup Vx Wx : bare w
+F2.12 movddup Vq Wq : bare w
+NP.13m mov Wq Vq : w
+66.13m mov Wq Vq : w
+NP.14 punpckldq Vx Wx : bare
+66.14 punpcklqdq Vx Wx : bare
+NP.15 punpckhdq Vx Wx : bare
+66.15 punpckhqdq Vx Wx : bare
+NP.16 movhps Vq Wq : bare
+66.16m movhps Vq Wq : bare
+F3.16 movshdup Vx Wx : bare w
+NP.17m movhlps Wq Vq : bare w
+66.17m movhlps Wq Vq : bare w
+NP.28 movaps Vx Wx : mv w
+NP.29 movaps Wx Vx : mv w
+66.28 movapd Vx Wx : mv w
+66.29 movapd Wx Vx : mv w
+NP.2Bm movntps Wx Vx : mv w
+66.2Bm movntpd Wx Vx : mv w
+NP.50r movmskps Gd Wx : bare w
+66.50r movmskpd Gd Wx : bare w
+NP.54 pand Vx Wx : bare
+66.54 pand Vx Wx : bare
+NP.55 pandn Vx Wx : bare
+66.55 pandn Vx Wx : bare
+NP.56 por Vx Wx : bare
+66.56 por Vx Wx : bare
+NP.57 pxor Vx Wx : bare
+66.57 pxor Vx Wx : bare
+66.6E movd_xr Vy Ey : w
+66.6F movdqa Vx Wx : mv w
+F3.6F movdqu Vx Wx : mv un w
+66.70 pshufd Vx Wx Ib : bare w
+F3.70 pshufhw Vx Wx Ib : bare w
+F2.70 pshuflw Vx Wx Ib : bare w
+66.71/2r psrlw Wx Ib : bare
+66.71/4r psraw Wx Ib : bare
+66.71/6r psllw Wx Ib : bare
+66.72/2r psrld Wx Ib : bare
+66.72/4r psrad Wx Ib : bare
+66.72/6r pslld Wx Ib : bare
+66.73/2r psrlq Wx Ib : bare
+66.73/3r psrldq Wx Ib : bare
+66.73/6r psllq Wx Ib : bare
+66.73/7r pslldq Wx Ib : bare
+66.7E mov Ey Vy : w
+F3.7E movd_xr Vq Wq : w
+66.7F movdqa Wx Vx : mv w
+F3.7F movdqu Wx Vx : mv un w
+66.C4r pinsrw Vx Ed Ib : bare
+66.C4m pinsrw Vx Ew Ib : bare
+66.C5r pextrw Gd Wx Ib : bare w
+NP.C6 shufps Vx Wx Ib : bare
+66.C6 shufpd Vx Wx Ib : bare
+66.D6m mov Wq Vq : w
+66.D6r movd_xr Wq Vq : w
+66.D7r pmovmskb Gd Wx : bare w
+66.E7m movntdq Wx Vx : mv w
+F2.F0m lddqu Vx Wx : mv un w
+"""
+    + _run(0x60, "punpcklbw punpcklwd punpckldq packsswb pcmpgtb pcmpgtw pcmpgtd packuswb")
+    + _run(0x68, "punpckhbw punpckhwd punpckhdq packssdw punpcklqdq punpckhqdq")
+    + _run(0x74, "pcmpeqb pcmpeqw pcmpeqd")
+    + _run(0xD1, "psrlw psrld psrlq paddq pmullw - - psubusb psubusw pminub pand paddusb paddusw pmaxub pandn")
+    + _run(0xE0, "pavgb psraw psrad pavgw pmulhuw pmulhw - - psubsb psubsw pminsw por paddsb paddsw pmaxsw pxor")
+    + _run(0xF1, "psllw pslld psllq pmuludq pmaddwd psadbw - psubb psubw psubd psubq paddb paddw paddd")
+)
+
+MAP_38 = (
+    _run(0x00, "pshufb phaddw phaddd phaddsw pmaddubsw phsubw phsubd phsubsw psignb psignw psignd pmulhrsw")
+    + """
+66.10 pblendvb Vx Wx : bare
+66.14 blendvps Vx Wx : bare
+66.15 blendvpd Vx Wx : bare
+66.17 ptest Vx Wx : bare r
+66.20 pmovsxbw Vx Wq : bare w
+66.21 pmovsxbd Vx Wd : bare w
+66.22 pmovsxbq Vx Ww : bare w
+66.23 pmovsxwd Vx Wq : bare w
+66.24 pmovsxwq Vx Wd : bare w
+66.25 pmovsxdq Vx Wq : bare w
+66.2Am movntdqa Vx Wx : mv w
+66.30 pmovzxbw Vx Wq : bare w
+66.31 pmovzxbd Vx Wd : bare w
+66.32 pmovzxbq Vx Ww : bare w
+66.33 pmovzxwd Vx Wq : bare w
+66.34 pmovzxwq Vx Wd : bare w
+66.35 pmovzxdq Vx Wq : bare w
+"""
+    + _run(0x1C, "pabsb pabsw pabsd")
+    + _run(0x28, "pmuldq pcmpeqq - packusdw")
+    + _run(0x37, "pcmpgtq pminsb pminsd pminuw pminud pmaxsb pmaxsd pmaxuw pmaxud pmulld")
+)
+
+MAP_3A = _run(0x0C, "blendps blendpd pblendw palignr", "Vx Wx Ib") + """
+66.14r pextrb Ed Vx Ib : bare w
+66.14m pextrb Eb Vx Ib : bare w
+66.15r pextrw Ed Vx Ib : bare w
+66.15m pextrw Ew Vx Ib : bare w
+66.16 pextr Ey Vx Ib : w dq
+66.17 pextrd Ed Vx Ib : bare w
+66.20r pinsrb Vx Ed Ib : bare
+66.20m pinsrb Vx Eb Ib : bare
+66.21 insertps Vx Wd Ib : bare
+66.22 pinsr Vy Ey Ib : dq
+"""

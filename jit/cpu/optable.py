@@ -33,7 +33,7 @@ ATTRIBUTE_BITS = {
     )
 }
 ATTR_W, ATTR_R, ATTR_LOCK, ATTR_END, ATTR_D64, ATTR_F64, ATTR_NO64, ATTR_AL = (1 << i for i in range(8))
-ATTR_CPL0, ATTR_STR, ATTR_FSGS = (1 << i for i in range(8, 11))
+ATTR_CPL0, ATTR_SSE = 1 << 8, 1 << 9
 WIDTHS = (8, 16, 32, 64, 128)
 PREFIXES = {"NP": 0, "66": 1, "F3": 2, "F2": 3}
 MAP_COUNT = 4
@@ -96,7 +96,7 @@ def _shape(row: Row) -> int:
         return ADDRESS
     if row.mnemonic == "mov":
         return MOVE
-    return OPERATE if kinds and ("bare" not in a or kinds[0] in "EW") else BARE
+    return OPERATE if kinds and ("bare" not in a or any(kind in "EWV" for kind in kinds)) else BARE
 
 
 def handler_names(row: Row) -> list[str]:
@@ -104,6 +104,8 @@ def handler_names(row: Row) -> list[str]:
     second = row.operands[1][1:] if len(row.operands) > 1 else ""
     if "cx8" in row.attributes:
         return ["cmpxchg16b" if width == 64 else "cmpxchg8b" for width in WIDTHS]
+    if "dq" in row.attributes:
+        return [f"{row.mnemonic}{'q' if width == 64 else 'd'}" for width in WIDTHS]
     names = []
     for width in WIDTHS:
         other = {"b": 8, "w": 16, "d": 32, "q": 64}.get(second, width)
@@ -135,7 +137,10 @@ def opcodes_vector() -> list[list[Row]]:
     """SSE rows, kept in a module of their own."""
     from . import opcodes_vector as v
 
-    return [[], *(parse(text) for text in (v.TWO_BYTE, v.MAP_38, v.MAP_3A))]
+    maps = [[], *(parse(text) for text in (v.TWO_BYTE, v.MAP_38, v.MAP_3A))]
+    for row in (row for rows in maps for row in rows):
+        row.attributes |= {"sse"} if "un" in row.attributes else {"sse", "al"}
+    return maps
 
 
 def build_tables() -> ctypes.Array:

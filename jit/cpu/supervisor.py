@@ -51,6 +51,10 @@ def derive_mode(s):
         hflags |= S.MODE_STACK32 if ss >> 14 & 1 else 0
     if cpl == 3:
         hflags |= S.MODE_USER
+    if cr0 & S.CR0_TS:
+        hflags |= S.MODE_TS
+    if cr0 & S.CR0_EM or load64(s + S.CR4) & S.CR4_OSFXSR == 0:
+        hflags |= S.MODE_NO_SSE
     if rflags & S.TF or load64(s + S.SINGLE_STEP) or load64(s + S.INTR_SHADOW):
         hflags |= S.MODE_STEP
     store64(s + S.HFLAGS, hflags)

@@ -225,7 +225,7 @@ def _jit() -> Iterator[Finding]:
 def _cache() -> tuple[bool, str]:
     from kvmfs.jit import build
 
-    return build.is_warm(), str(build.cache_dir())
+    return build.is_warm(), str(build.cache.base_dir())
 
 
 def show(report: Report, out: Callable[[object], None]) -> None:

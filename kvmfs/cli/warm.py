@@ -25,4 +25,4 @@ def warm(jobs: int | None = None) -> None:
                 console.print(f"{done}/{total} {group}", highlight=False)
 
         build.warm(progress, jobs)
-    console.print(f"ready: {build.cache_dir()}", highlight=False, soft_wrap=True)
+    console.print(f"ready: {build.cache.base_dir()}", highlight=False, soft_wrap=True)

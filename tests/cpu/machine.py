@@ -33,7 +33,6 @@ def _group_of(handler: str) -> build.Group:
 
 @functools.cache
 def _table(group: str) -> ctypes.Array:
-    build._use_cache()
     table = (ctypes.c_int64 * build.TABLE_SLOTS)()
     build.Group.registry[group].fill()(ctypes.addressof(table))
     return table

@@ -1,0 +1,111 @@
+"""Where compiled code is kept on disk, and when it is still good.
+
+numba's cache does not notice changes in imported modules. So each group has a directory of its own, keyed by a hash of
+everything its code is made from: the sources of its module and of all modules of this package that it imports, however
+far, the versions of Python and numba, and the processor compiled for.
+"""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numba
+from llvmlite import binding
+
+PACKAGE = __name__.partition(".")[0]
+STALE_SECONDS = 30 * 24 * 3600
+
+
+def base_dir() -> Path:
+    """$KVMFS_CACHE_DIR, else kvmfs/jit in the user's cache directory."""
+    given = os.environ.get("KVMFS_CACHE_DIR")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return (Path(given) if given else home / "kvmfs") / "jit"
+
+
+@functools.cache
+def group_dir(name: str, module: str) -> Path:
+    """The group's directory; once a process, so that sources edited meanwhile do not move it."""
+    digest = hashlib.sha256(_platform().encode())
+    for source in _sources(module):
+        digest.update(source.name.encode() + source.read_bytes())
+    return base_dir() / f"{name}-{digest.hexdigest()[:16]}"
+
+
+@functools.cache
+def _platform() -> str:
+    cpu = os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()
+    features = os.environ.get("NUMBA_CPU_FEATURES")
+    if features is None:
+        features = binding.get_host_cpu_features().flatten()
+    return f"{sys.version} {numba.__version__} {cpu} {features}"
+
+
+def _sources(module: str) -> list[Path]:
+    """The files of `module` and of what it imports from this package."""
+    found: dict[str, Path] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        spec = None if name in found else importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            continue
+        found[name] = Path(spec.origin)
+        package = name if spec.submodule_search_locations else name.rpartition(".")[0]
+        waiting += _imports(found[name].read_text(), package)
+    return [found[name] for name in sorted(found)]
+
+
+def _imports(source: str, package: str) -> list[str]:
+    """Modules of this package that a source names in `from` imports."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        target = node.module or ""
+        if node.level:
+            target = importlib.util.resolve_name("." * node.level + target, package)
+        if target.partition(".")[0] == PACKAGE:
+            names.append(target)
+            names += [f"{target}.{alias.name}" for alias in node.names if _is_module(f"{target}.{alias.name}")]
+    return names
+
+
+@functools.cache
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def use(directory: Path) -> None:
+    """Have numba keep what it compiles next in `directory`: private to the user, because loading code runs it."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if directory.stat().st_uid != os.geteuid():
+        raise PermissionError(f"{directory} belongs to another user; set KVMFS_CACHE_DIR to a directory of your own")
+    numba.config.CACHE_DIR = str(directory)
+    os.environ["NUMBA_CACHE_DIR"] = str(directory)
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether the group's compilation into `directory` has finished."""
+    return (directory / "complete").exists()
+
+
+def mark_complete(directory: Path) -> None:
+    (directory / "complete").touch()
+
+
+def prune() -> None:
+    """Remove directories that no group has used for a month."""
+    if base_dir().is_dir():
+        for directory in base_dir().iterdir():
+            if directory.stat().st_mtime < time.time() - STALE_SECONDS:
+                shutil.rmtree(directory, ignore_errors=True)

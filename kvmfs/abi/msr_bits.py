@@ -84,3 +84,5 @@ MCI_STATUS_EN: Final = 1 << 60
 MCI_STATUS_MISCV: Final = 1 << 59
 MCI_STATUS_ADDRV: Final = 1 << 58
 MCI_STATUS_PCC: Final = 1 << 57
+MCI_STATUS_S: Final = 1 << 56
+MCI_STATUS_AR: Final = 1 << 55

@@ -94,18 +94,12 @@ class Table(Generic[N]):
 
 _WORDS = (Argument.NONE, Argument.ZERO, Argument.VALUE)
 
-S = TypeVar("S", bound="LittleEndianStructure | LittleEndianUnion | _SimpleCData[Any]")
+
+def read_struct(caller: Caller, address: int, struct: Any) -> Any:
+    """copy_from_user of one ctypes object. OSError(EFAULT)."""
+    return struct.from_buffer_copy(caller.read(address, sizeof(struct)))
 
 
-def read_struct(caller: Caller, address: int, struct: type[S]) -> S:
-    """copy_from_user of a whole struct. OSError(EFAULT)."""
-    import ctypes
-
-    return struct.from_buffer_copy(caller.read(address, ctypes.sizeof(struct)))
-
-
-def read_array(caller: Caller, address: int, element: type[S], count: int) -> list[S]:
-    """`count` structs in a row. OSError(EFAULT)."""
-    import ctypes
-
-    return list((element * count).from_buffer_copy(caller.read(address, ctypes.sizeof(element) * count)))
+def read_array(caller: Caller, address: int, element: Any, count: int) -> list[Any]:
+    """`count` ctypes objects in a row. OSError(EFAULT)."""
+    return list((element * count).from_buffer_copy(caller.read(address, sizeof(element) * count)))

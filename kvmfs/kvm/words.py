@@ -29,7 +29,6 @@ class Cpu:
     LAPIC = _at + _l.u64()  # 1: the local APIC is ours
     MP_STATE = _at + _l.u64()  # KVM_MP_STATE_*
     COMPLETION = _at + _l.u64()  # what the next KVM_RUN has to finish first, COMPLETE_* below
-    LINEAR_RIP = _at + _l.u64()  # of the instruction that is to be completed
     TRIPLE_FAULT = _at + _l.u64()  # KVM_REQ_TRIPLE_FAULT
     EXC_HAS_PAYLOAD = _at + _l.u64()
     GUEST_DEBUG = _at + _l.u64()  # KVM_GUESTDBG_*
@@ -54,24 +53,28 @@ class Vm:
     assert _l.size <= 256
 
 
+# PHASE: enter() goes on here
 PHASE_START: Final = 0
 PHASE_SYNCED: Final = 1  # registers have been taken from the run page
 PHASE_RUNNING: Final = 2
-PHASE_ENDING: Final = 3  # registers have been put into the run page
+PHASE_ENDING: Final = 3  # with RESULT
+PHASE_LOGGED: Final = 4  # the memory fault is in the event log
+PHASE_STORED: Final = 5  # registers have been put into the run page
 
+# NEEDS
 NEEDS_SYNC_IN: Final = 1  # kvm_dirty_regs
 NEEDS_SYNC_OUT: Final = 2  # kvm_valid_regs
 NEEDS_RDMSR: Final = 3  # EXIT_ARGS: index
 NEEDS_WRMSR: Final = 4  # EXIT_ARGS: index, value
 NEEDS_HYPERCALL: Final = 5
-NEEDS_APIC_READ: Final = 6  # MMIO_GPA, MMIO_SIZE; to MMIO_DATA
-NEEDS_APIC_WRITE: Final = 7  # MMIO_GPA, MMIO_SIZE, MMIO_DATA
-NEEDS_EVENT_LOG: Final = 8  # a memory fault is about to be reported
+NEEDS_EVENT_LOG: Final = 6  # a memory fault is about to be reported
 
+# COMPLETION
 COMPLETE_NONE: Final = 0
-COMPLETE_PIO: Final = 1  # the instruction at LINEAR_RIP
-COMPLETE_PIO_MOVED: Final = 2  # an OUT whose RIP was advanced already (KVM_X86_QUIRK_OUT_7E_INC_RIP)
-COMPLETE_MMIO: Final = 3
+COMPLETE_PIO: Final = 1
+COMPLETE_MMIO_READ: Final = 2
+COMPLETE_MMIO_WRITE: Final = 3
+COMPLETE_HYPERCALL: Final = 4
 
 IRQCHIP_NONE: Final = 0
 IRQCHIP_KERNEL: Final = 1

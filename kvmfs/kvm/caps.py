@@ -1,0 +1,164 @@
+"""KVM_CHECK_EXTENSION and KVM_ENABLE_CAP: what this KVM has, and with which values (x86.c, kvm_main.c).
+
+A capability that is not named here is 0, and enabling it EINVAL. Only what works is named.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from kvmfs.abi import ioctls, vm
+from kvmfs.abi.caps import Cap
+from kvmfs.abi.cpuid_basic import Leaf1Ecx
+from kvmfs.abi.ioctls import Fd
+from kvmfs.abi.limits import (
+    KVM_EXIT_HYPERCALL_VALID_MASK,
+    KVM_MAX_MCE_BANKS,
+    KVM_MAX_VCPU_IDS,
+    KVM_MAX_VCPUS,
+    KVM_USER_MEM_SLOTS,
+)
+from kvmfs.abi.run import KVM_SYNC_X86_VALID_FIELDS
+from kvmfs.abi.vm import KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM, EnableCap
+from kvmfs.kvm import fpu
+from kvmfs.kvm.attributes import supported_attributes
+from kvmfs.kvm.caller import Caller
+from kvmfs.kvm.cpuid import supported_cpuid
+from kvmfs.kvm.dispatch import Table, fail
+from kvmfs.kvm.words import Vm as Words
+
+if TYPE_CHECKING:
+    from kvmfs.kvm.vm import Vm
+
+table: Table[Vm] = Table(Fd.VM)
+
+VM_TYPES: Final = 1 << KVM_X86_DEFAULT_VM | 1 << KVM_X86_SW_PROTECTED_VM
+
+QUIRKS: Final = (
+    vm.KVM_X86_QUIRK_LINT0_REENABLED
+    | vm.KVM_X86_QUIRK_CD_NW_CLEARED
+    | vm.KVM_X86_QUIRK_OUT_7E_INC_RIP
+    | vm.KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT
+    | vm.KVM_X86_QUIRK_SLOT_ZAP_ALL
+    | vm.KVM_X86_QUIRK_STUFF_FEATURE_MSRS
+    | vm.KVM_X86_QUIRK_IGNORE_GUEST_PAT
+)
+"""Those that make a difference here, and those that never do."""
+
+YES: Final = (
+    Cap.IRQCHIP, Cap.HLT, Cap.MMU_SHADOW_CACHE_CONTROL, Cap.USER_MEMORY, Cap.SET_TSS_ADDR, Cap.EXT_CPUID,
+    Cap.NOP_IO_DELAY, Cap.MP_STATE, Cap.SYNC_MMU, Cap.DESTROY_MEMORY_REGION_WORKS, Cap.USER_NMI,
+    Cap.JOIN_MEMORY_REGIONS_WORKS, Cap.SET_BOOT_CPU_ID, Cap.SET_IDENTITY_MAP_ADDR, Cap.INTERNAL_ERROR_DATA,
+    Cap.VCPU_EVENTS, Cap.DEBUGREGS, Cap.ENABLE_CAP, Cap.XSAVE, Cap.GET_TSC_KHZ, Cap.TSC_CONTROL, Cap.READONLY_MEM,
+    Cap.DEVICE_CTRL, Cap.EXT_EMUL_CPUID, Cap.ENABLE_CAP_VM, Cap.CHECK_EXTENSION_VM, Cap.DISABLE_QUIRKS,
+    Cap.VCPU_ATTRIBUTES, Cap.IMMEDIATE_EXIT, Cap.GET_MSR_FEATURES, Cap.MSR_PLATFORM_INFO, Cap.EXCEPTION_PAYLOAD,
+    Cap.SREGS2, Cap.EXIT_ON_EMULATION_FAILURE, Cap.SYS_ATTRIBUTES, Cap.VM_TSC_CONTROL, Cap.X86_TRIPLE_FAULT_EVENT,
+    Cap.USER_MEMORY2, Cap.MEMORY_FAULT_INFO, Cap.PRE_FAULT_MEMORY,
+)  # fmt: skip
+
+VALUES: Final[dict[Cap, Callable[[], int]]] = {
+    Cap.NR_VCPUS: lambda: min(os.cpu_count() or 1, KVM_MAX_VCPUS),
+    Cap.MAX_VCPUS: lambda: KVM_MAX_VCPUS,
+    Cap.MAX_VCPU_ID: lambda: KVM_MAX_VCPU_IDS,
+    Cap.NR_MEMSLOTS: lambda: KVM_USER_MEM_SLOTS,
+    Cap.MCE: lambda: KVM_MAX_MCE_BANKS,
+    Cap.XCRS: lambda: int(supported_cpuid().has(Leaf1Ecx.XSAVE)),
+    Cap.XSAVE2: fpu.uabi_size,
+    Cap.SYNC_REGS: lambda: KVM_SYNC_X86_VALID_FIELDS,
+    Cap.EXIT_HYPERCALL: lambda: KVM_EXIT_HYPERCALL_VALID_MASK,
+    Cap.DISABLE_QUIRKS2: lambda: QUIRKS,
+    Cap.VM_TYPES: lambda: VM_TYPES,
+}
+
+
+def check_extension(number: int, has_private_mem: bool = True) -> int:
+    """A capability's value, on /dev/kvm or on a VM."""
+    if number not in Cap.__members__.values():
+        return 0
+    cap = Cap(number)
+    if cap is Cap.MEMORY_ATTRIBUTES:
+        return supported_attributes(has_private_mem)
+    if cap is Cap.GUEST_MEMFD:
+        return int(has_private_mem)
+    if cap in VALUES:
+        return VALUES[cap]()
+    return int(cap in YES)
+
+
+@table.ioctl(ioctls.KVM_CHECK_EXTENSION)
+def _check_extension(vm: Vm, caller: Caller, arg: int) -> int:
+    return check_extension(arg, vm.has_private_mem)
+
+
+# KVM_ENABLE_CAP -----
+
+
+def _disable_quirks(vm: Vm, value: int) -> None:
+    with vm.lock:
+        vm.block[Words.DISABLED_QUIRKS] |= value & QUIRKS
+
+
+def _disable_quirks2(vm: Vm, value: int) -> None:
+    if value & ~QUIRKS:
+        fail(errno.EINVAL)
+    _disable_quirks(vm, value)
+
+
+def _platform_info(vm: Vm, value: int) -> None:
+    vm.guest_can_read_platform_info = bool(value)
+
+
+def _exception_payload(vm: Vm, value: int) -> None:
+    vm.block[Words.EXCEPTION_PAYLOAD] = bool(value)
+
+
+def _triple_fault_event(vm: Vm, value: int) -> None:
+    vm.block[Words.TRIPLE_FAULT_EVENT] = bool(value)
+
+
+def _exit_hypercall(vm: Vm, value: int) -> None:
+    if value & ~KVM_EXIT_HYPERCALL_VALID_MASK:
+        fail(errno.EINVAL)
+    vm.hypercall_exits = value
+
+
+def _exit_on_emulation_failure(vm: Vm, value: int) -> None:
+    if value & ~1:
+        fail(errno.EINVAL)
+    vm.block[Words.EXIT_ON_EMULATION_ERROR] = value
+
+
+def _max_vcpu_id(vm: Vm, value: int) -> None:
+    if value > KVM_MAX_VCPU_IDS:
+        fail(errno.EINVAL)
+    with vm.lock:
+        if vm.bsp_id > value:
+            fail(errno.EINVAL)
+        if vm.max_vcpu_ids == value:
+            return
+        if vm.max_vcpu_ids:
+            fail(errno.EINVAL)
+        vm.max_vcpu_ids = value
+
+
+ENABLE: Final[dict[Cap, Callable[[Vm, int], None]]] = {
+    Cap.DISABLE_QUIRKS: _disable_quirks,
+    Cap.DISABLE_QUIRKS2: _disable_quirks2,
+    Cap.MSR_PLATFORM_INFO: _platform_info,
+    Cap.EXCEPTION_PAYLOAD: _exception_payload,
+    Cap.X86_TRIPLE_FAULT_EVENT: _triple_fault_event,
+    Cap.EXIT_HYPERCALL: _exit_hypercall,
+    Cap.EXIT_ON_EMULATION_FAILURE: _exit_on_emulation_failure,
+    Cap.MAX_VCPU_ID: _max_vcpu_id,
+}
+
+
+@table.ioctl(ioctls.KVM_ENABLE_CAP)
+def _enable_cap(vm: Vm, caller: Caller, arg: EnableCap) -> None:
+    enable = ENABLE.get(Cap(arg.cap)) if arg.cap in Cap.__members__.values() else None
+    if arg.flags or enable is None:
+        fail(errno.EINVAL)
+    enable(vm, arg.args[0])

@@ -1,0 +1,105 @@
+"""The real kvmfs.kvm.native.Native: compiled functions, and the memory that a vCPU needs beside its block.
+
+Imported in workers only. A vCPU's own memory is reserved when it is made and touched when it first runs: a VM may have
+a thousand that never do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Final
+
+from kvmfs.jit import build
+from kvmfs.jit import state as S
+from kvmfs.jit.cpu import block as code
+from kvmfs.jit.cpu import optable
+from kvmfs.jit.layout import Layout
+from kvmfs.jit.mmu import layout as mmu
+from kvmfs.kvm import client_memory, enter
+from kvmfs.kvm.block import Block
+from kvmfs.kvm.words import Vm
+
+ARENA_SIZE: Final = 4 << 20
+GROUPS: Final = (enter.group, client_memory.group)
+
+
+class _Memory:
+    """Offsets in the memory beside a vCPU block."""
+
+    _l = Layout()
+    TLB = _l.bytes(mmu.TLB_BYTES, align=4096)
+    BLOCK_TABLE = _l.bytes(8 * code.TABLE_ENTRIES, align=4096)
+    REMOTE_CODE = _l.bytes(2 * 4096, align=4096)
+    ARENA = _l.bytes(ARENA_SIZE, align=4096)
+    SIZE = _l.size
+
+
+class Compiled:
+    def __init__(self) -> None:
+        self._table = build.load()
+        self._slots = build.slots()
+        self._opcodes: Any = optable.build_tables()
+        self._kept: list[Block] = []
+        for name, arity in (
+            ("derive", 1),
+            ("flush_translations", 1),
+            ("request", 2),
+            ("resolve", 3),
+            ("translate_debug", 2),
+            ("read_phys", 4),
+        ):
+            setattr(self, name, build.function(name, arity))
+        self.rdtsc = build.function("host_tsc", 0)
+
+    derive: Callable[[int], int]
+    flush_translations: Callable[[int], int]
+    request: Callable[[int, int], int]
+    resolve: Callable[[int, int, int], int]
+    translate_debug: Callable[[int, int], int]
+    read_phys: Callable[[int, int, int, int], int]
+
+    def address(self, name: str) -> int:
+        return int(ctypes.c_int64.from_address(self._table + 8 * self._slots[name]).value)
+
+    def flush(self, cpu: int) -> int:
+        return self.request(cpu, S.REQ_TLB_FLUSH)
+
+    def prepare(self, cpu: int, vm: int) -> None:
+        memory = Block(_Memory.SIZE)
+        self._kept.append(memory)
+        for at, value in (
+            (S.FUNCTIONS, self._table),
+            (S.VM, vm),
+            (S.OPCODES, ctypes.addressof(self._opcodes)),
+            (S.TLB_BASE, memory.address + _Memory.TLB),
+            (S.BLOCK_TABLE, memory.address + _Memory.BLOCK_TABLE),
+            (S.REMOTE_CODE, memory.address + _Memory.REMOTE_CODE),
+            (S.BLOCK_ARENA, memory.address + _Memory.ARENA),
+            (S.BLOCK_NEXT, memory.address + _Memory.ARENA),
+            (S.BLOCK_END, memory.address + _Memory.ARENA + ARENA_SIZE),
+        ):
+            ctypes.c_uint64.from_address(cpu + at).value = value
+
+    def prepare_vm(self, vm: int) -> None:
+        """Tell fault resolution how to reach the client, whose pid is in the block."""
+        client = ctypes.c_uint64.from_address(vm + mmu.CLIENT).value
+        maps = 0
+        with contextlib.suppress(OSError):
+            maps = os.open(f"/proc/{client}/maps", os.O_RDONLY | os.O_CLOEXEC) + 1
+        for at, value in (
+            (mmu.FAULT_IN, self.address("client_fault_in")),
+            (mmu.REMOTE_READ, self.address("client_read")),
+            (mmu.REMOTE_WRITE, self.address("client_write")),
+            (Vm.MAPS_FD, maps),
+        ):
+            ctypes.c_uint64.from_address(vm + at).value = value
+
+
+@cache
+def compiled() -> Compiled:
+    """One a process."""
+    return Compiled()

@@ -1,0 +1,43 @@
+"""The compiled functions that this package calls, as Python callables. Addresses of blocks are plain integers.
+
+The real ones are compiled.Compiled, which only workers import; tests have others.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Native(Protocol):
+    def address(self, name: str) -> int:
+        """Of a compiled function, for compiled code to call."""
+
+    def prepare(self, cpu: int, vm: int) -> None:
+        """Make a zeroed vCPU block ready to run in this VM: function table, TLBs, code cache."""
+
+    def prepare_vm(self, vm: int) -> None:
+        """Fill in what a VM block has for fault resolution: functions that reach the client."""
+
+    def derive(self, cpu: int) -> int:
+        """Recompute what the processor derives from its architectural state."""
+
+    def flush_translations(self, vm: int) -> int:
+        """Have every vCPU of the VM drop its translations; on return none runs on old ones."""
+
+    def flush(self, cpu: int) -> int:
+        """Have one vCPU drop its translations before it goes on."""
+
+    def request(self, cpu: int, bits: int) -> int:
+        """Set bits of state.REQUEST, and wake a vCPU that waits."""
+
+    def resolve(self, cpu: int, gpa: int, write: int) -> int:
+        """Fault in a guest-physical page from outside the guest; jit.mmu.resolve has the result."""
+
+    def translate_debug(self, cpu: int, linear: int) -> int:
+        """A linear address's gpa as the supervisor would read it, or -1."""
+
+    def read_phys(self, cpu: int, gpa: int, size: int, buffer: int) -> int:
+        """Copy guest memory: 0 or -errno."""
+
+    def rdtsc(self) -> int:
+        """The host's time stamp counter."""

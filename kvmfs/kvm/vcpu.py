@@ -1,0 +1,308 @@
+"""A virtual CPU: its state as a client sees it, and its place in the compiled run loop.
+
+The transport runs it: it calls the compiled function at `enter` with `context` for KVM_RUN, sets the bits `stop` in the
+word at `request` to interrupt that, and calls service() when enter() says SERVICE. The run page is `memfd`, mapped here
+at `page`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+from typing import TYPE_CHECKING, Final
+
+from kvmfs.abi import ioctls
+from kvmfs.abi import msr_bits as B
+from kvmfs.abi import msr_index as M
+from kvmfs.abi.cpuid import CpuidEntry2
+from kvmfs.abi.cpuid_basic import Leaf1Ecx
+from kvmfs.abi.ioctls import Fd
+from kvmfs.abi.limits import VCPU_MMAP_SIZE
+from kvmfs.abi.run import Run
+from kvmfs.abi.vcpu import KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, SignalMask
+from kvmfs.abi.vm import KVM_X86_QUIRK_CD_NW_CLEARED, KVM_X86_QUIRK_LINT0_REENABLED, KVM_X86_QUIRK_STUFF_FEATURE_MSRS
+from kvmfs.irqchip.lapic import Lapic
+from kvmfs.jit import state as S
+from kvmfs.kvm import (
+    events,
+    fpu,
+    guest_cpuid,
+    lapic_ioctls,
+    msrs,
+    prefault,
+    regs,
+    service,
+    translate,
+    tsc_ioctls,
+)
+from kvmfs.kvm.block import Block
+from kvmfs.kvm.caller import Caller
+from kvmfs.kvm.cpu_state import RFLAGS_FIXED, CpuState
+from kvmfs.kvm.cpuid import supported_cpuid
+from kvmfs.kvm.dispatch import Table, fail, read_struct
+from kvmfs.kvm.guest_cpuid import GuestCpuid
+from kvmfs.kvm.mce import MachineCheck
+from kvmfs.kvm.tsc import GuestTsc, host_khz
+from kvmfs.kvm.words import Cpu
+from kvmfs.kvm.xstate import FP
+
+if TYPE_CHECKING:
+    from kvmfs.kvm.vm import Vm
+
+own: Table[Vcpu] = Table(Fd.VCPU)
+
+SIGSET_SIZE: Final = 8
+RESET_CODE: Final = 0x9B  # present, code, readable, accessed
+RESET_DATA: Final = 0x93
+RESET_LDT: Final = 0x82
+RESET_TSS: Final = 0x8B
+DEFAULT_SIGNATURE: Final = 0x600  # in RDX when there is no CPUID
+
+
+class Vcpu:
+    def __init__(self, vm: Vm, vcpu_id: int, index: int) -> None:
+        self.vm = vm
+        self.id = vcpu_id
+        self.index = index
+        self.name = f"vcpu{vcpu_id}"
+        self.size = VCPU_MMAP_SIZE
+        self.memfd = os.memfd_create(f"kvm-vcpu:{vcpu_id}", os.MFD_CLOEXEC)
+        os.ftruncate(self.memfd, self.size)
+        self._page = mmap.mmap(self.memfd, self.size)
+        self._page_pin = ctypes.c_char.from_buffer(self._page)
+        self.page = ctypes.addressof(self._page_pin)
+        self.run = Run.from_buffer(self._page)
+
+        native = vm.native
+        self.state = CpuState(native.derive)
+        self.context = self.state.address
+        self.enter = native.address("enter")
+        self.request, self.stop = self.context + S.REQUEST, S.REQ_STOP
+
+        self.cpuid = GuestCpuid()
+        self._cpuid_table: Block | None = None
+        self.msr: dict[int, int] = {}
+        self.mce = MachineCheck()
+        self.signal_mask: bytes | None = None
+        self.is_reset_bsp = vm.bsp_id == vcpu_id
+        lint0 = self.is_reset_bsp and vm.has_quirk(KVM_X86_QUIRK_LINT0_REENABLED)
+        self.lapic = Lapic(vcpu_id, lint0_extint=lint0) if vm.chips else None
+        self.tsc = GuestTsc(self.state, native.rdtsc, vm.tsc_generation, host_khz(native.rdtsc))
+        self.tsc.set_khz(vm.tsc_khz)
+        self._create()
+        self.reset()
+        native.prepare(self.context, vm.block.address)
+        self.state.derive()
+
+    # Birth -----
+
+    def _create(self) -> None:
+        """kvm_arch_vcpu_create: what reset does not touch."""
+        state = self.state
+        state[Cpu.ID], state[S.VCPU_INDEX] = self.id, self.index
+        state[Cpu.RUN] = self.page
+        state[Cpu.LAPIC] = self.lapic is not None
+        waits = self.lapic is not None and not self.is_reset_bsp
+        state[Cpu.MP_STATE] = KVM_MP_STATE_UNINITIALIZED if waits else KVM_MP_STATE_RUNNABLE
+        state[Cpu.EVENT_LOG] = self.vm.log.enabled
+        if self.vm.has_quirk(KVM_X86_QUIRK_STUFF_FEATURE_MSRS):
+            self.msr[M.MSR_IA32_ARCH_CAPABILITIES] = msrs.ARCH_CAPABILITIES
+            self.msr[M.MSR_PLATFORM_INFO] = B.MSR_PLATFORM_INFO_CPUID_FAULT
+        self.msr[M.MSR_IA32_UCODE_REV] = 0x100000000
+        self._apply_cpuid()
+
+    def reset(self) -> None:
+        """kvm_vcpu_reset: the state after RESET (SDM vol. 3, table 10-1)."""
+        state = self.state
+        for at in range(S.GPR, S.GPR + 16 * 8, 8):
+            state[at] = 0
+        state[S.RDX] = DEFAULT_SIGNATURE
+        state[S.RIP], state.rflags = 0xFFF0, RFLAGS_FIXED
+        for at in (S.CS, S.SS, S.DS, S.ES, S.FS, S.GS, S.LDTR, S.TR):
+            state[at + S.SEL], state[at + S.BASE], state[at + S.LIMIT] = 0, 0, 0xFFFF
+            state[at + S.ATTR] = RESET_DATA
+        state[S.CS + S.SEL], state[S.CS + S.BASE], state[S.CS + S.ATTR] = 0xF000, 0xFFFF0000, RESET_CODE
+        state[S.LDTR + S.ATTR], state[S.TR + S.ATTR] = RESET_LDT, RESET_TSS
+        state[S.GDTR_LIMIT] = state[S.IDTR_LIMIT] = 0xFFFF
+        caches_off = 0 if self.vm.has_quirk(KVM_X86_QUIRK_CD_NW_CLEARED) else S.CR0_NW | S.CR0_CD
+        state[S.CR0] = S.CR0_ET | caches_off
+        state[S.CR2] = state[S.CR3] = state[S.CR4] = state[S.CR8] = state[S.EFER] = 0
+        state[S.DR6], state[S.DR7] = regs.DR6_ACTIVE_LOW, regs.DR7_FIXED_1
+        state[S.XCR0] = FP
+        state[S.PAT] = B.MSR_IA32_CR_PAT_DEFAULT
+        state[S.MISC_ENABLE] = B.MSR_IA32_MISC_ENABLE_PEBS_UNAVAIL | B.MSR_IA32_MISC_ENABLE_BTS_UNAVAIL
+        state[S.APIC_BASE] = B.APIC_DEFAULT_PHYS_BASE | B.MSR_IA32_APICBASE_ENABLE
+        if self.is_reset_bsp:
+            state[S.APIC_BASE] |= B.MSR_IA32_APICBASE_BSP
+        fpu.reset(state)
+        self.tsc.synchronize(None)
+
+    def __repr__(self) -> str:
+        return f"<vCPU {self.id} at {self.state[S.RIP]:#x}>"
+
+    # What other modules ask -----
+
+    @property
+    def has_run(self) -> bool:
+        """kvm_vcpu_has_run: the guest has been entered."""
+        return bool(self.state[Cpu.HAS_RUN])
+
+    @property
+    def single_stepping(self) -> bool:
+        return bool(self.state[S.SINGLE_STEP])
+
+    @property
+    def virtual_bits(self) -> int:
+        """Of a canonical linear address, with the guest's paging mode."""
+        return 57 if self.state[S.CR4] & S.CR4_LA57 else 48
+
+    def is_legal_gpa(self, gpa: int) -> bool:
+        return not gpa >> self.cpuid.max_physical_bits
+
+    def is_valid_cr4(self, cr4: int) -> bool:
+        return not cr4 & self.state[S.CR4_RESERVED]
+
+    @property
+    def efer_reserved_by_kvm(self) -> int:
+        return guest_cpuid.efer_reserved_by_kvm()
+
+    def is_valid_efer(self, efer: int) -> bool:
+        """kvm_valid_efer."""
+        return not efer & self.state[S.EFER_RESERVED]
+
+    def set_apic_base(self, value: int, host: bool) -> bool:
+        """kvm_apic_set_base: whether the value was allowed."""
+        state = self.state
+        old = state[S.APIC_BASE]
+        x2apic, enable = B.X2APIC_ENABLE, B.MSR_IA32_APICBASE_ENABLE
+        reserved = (1 << 64) - (1 << self.cpuid.max_physical_bits) | 0x2FF
+        if not self.cpuid.has(Leaf1Ecx.X2APIC):
+            reserved |= x2apic
+        if value & reserved or value & (x2apic | enable) == x2apic:
+            return False
+        if not host:
+            leaves_x2apic = old & x2apic and value & (x2apic | enable) == enable
+            skips_xapic = not old & enable and value & x2apic
+            if leaves_x2apic or skips_xapic:
+                return False
+        state[S.APIC_BASE] = value
+        if (old ^ value) & enable:
+            self.update_cpuid_runtime()
+        if self.lapic:
+            self.lapic.base_changed(old, value, enable)
+        return True
+
+    def set_cr8(self, value: int) -> None:
+        """kvm_set_cr8; reserved bits leave it as it is."""
+        if not value & regs.CR8_RESERVED:
+            self.state[S.CR8] = value
+            if self.lapic:
+                self.lapic.cr8 = value
+
+    def queue_interrupt(self, vector: int) -> None:
+        """kvm_queue_interrupt."""
+        state = self.state
+        state[S.INTR_INJECTED], state[S.INTR_SOFT], state[S.INTR_VECTOR] = 1, 0, vector
+
+    def queue_exception(self, vector: int, error: int | None = None) -> None:
+        """kvm_queue_exception, without the merging of a second one into a double fault."""
+        state = self.state
+        state[S.EXC_PENDING], state[S.EXC_INJECTED], state[S.EXC_VECTOR] = 1, 0, vector
+        state[S.EXC_HAS_ERROR], state[S.EXC_ERROR] = error is not None, error or 0
+        state[Cpu.EXC_HAS_PAYLOAD] = state[S.EXC_PAYLOAD] = 0
+
+    def flush_translations(self) -> None:
+        self.vm.native.flush(self.context)
+
+    def read_pdptrs(self) -> list[int]:
+        """The four PDPTEs that CR3 points to, 0 where there is no memory."""
+        buffer = (ctypes.c_uint64 * 4)()
+        gpa = self.state[S.CR3] & 0xFFFF_FFE0
+        self.vm.native.read_phys(self.context, gpa, 32, ctypes.addressof(buffer))
+        return list(buffer)
+
+    # CPUID -----
+
+    def set_cpuid(self, cpuid: GuestCpuid) -> None:
+        """kvm_set_cpuid: a new table, and what the guest may do changes."""
+        self.cpuid = cpuid
+        self._apply_cpuid()
+        self.flush_translations()
+
+    def update_cpuid_runtime(self) -> None:
+        """kvm_update_cpuid_runtime."""
+        guest_cpuid.update_runtime(self, self.cpuid)
+        self._publish_cpuid()
+
+    def _apply_cpuid(self) -> None:
+        """kvm_vcpu_after_set_cpuid."""
+        state, cpuid = self.state, self.cpuid
+        if cpuid.entries:
+            words = list(cpuid.feature_words())
+            cr4 = guest_cpuid.cr4_reserved() | guest_cpuid.cr4_reserved(cpuid)
+            efer = guest_cpuid.efer_reserved_by_kvm() | guest_cpuid.efer_reserved_by_guest(cpuid)
+        else:  # until there is a table, the processor shows all that it has
+            words = list(GuestCpuid(list(supported_cpuid().entries)).feature_words())
+            cr4 = guest_cpuid.cr4_reserved()
+            efer = guest_cpuid.efer_reserved_by_kvm() | guest_cpuid.efer_reserved_by_guest(cpuid)
+        for index, word in enumerate(words):
+            state[S.FEATURES + 8 * index] = word
+        state[S.CR4_RESERVED], state[S.EFER_RESERVED] = cr4, efer
+        state[S.MAXPHYADDR] = cpuid.max_physical_bits
+        state[S.XCR0_SUPPORTED] = cpuid.supported_xcr0
+        self._publish_cpuid()
+
+    def _publish_cpuid(self) -> None:
+        """Give the processor the entries: its CPUID instruction looks them up by itself."""
+        entries = self.cpuid.entries
+        if entries:
+            needed = ctypes.sizeof(CpuidEntry2) * len(entries)
+            if self._cpuid_table is None or self._cpuid_table.size < needed:
+                self._cpuid_table = Block(max(needed, 4096))
+            self._cpuid_table.write(0, b"".join(map(bytes, entries)))
+            self.state[S.CPUID_ENTRIES] = self._cpuid_table.address
+        self.state[S.CPUID_COUNT] = len(entries)
+
+    # The node -----
+
+    def ioctl(self, caller: Caller, cmd: int, arg: int) -> int:
+        if caller.tgid != self.vm.client:
+            fail(errno.EIO)
+        if cmd >> 8 & 0xFF != ioctls.KVMIO:
+            fail(errno.EINVAL)
+        return TABLE.call(self, caller, cmd, arg)
+
+    def service(self, caller: Caller) -> int | None:
+        """Do what enter() came back for."""
+        return service.serve(self)
+
+    def released(self) -> None:
+        """The guest stays: KVM keeps a vCPU as long as its VM."""
+
+
+@own.ioctl(ioctls.KVM_SET_SIGNAL_MASK, raw=True)
+def set_signal_mask(vcpu: Vcpu, caller: Caller, arg: int) -> None:
+    """The mask is kept; which signals interrupt KVM_RUN is the transport's affair."""
+    if not arg:
+        vcpu.signal_mask = None
+        return
+    if read_struct(caller, arg, SignalMask).len != SIGSET_SIZE:
+        fail(errno.EINVAL)
+    vcpu.signal_mask = caller.read(arg + ctypes.sizeof(SignalMask), SIGSET_SIZE)
+
+
+TABLE: Final[Table[Vcpu]] = Table(
+    Fd.VCPU,
+    own,
+    regs.table,
+    fpu.table,
+    events.table,
+    msrs.table,
+    guest_cpuid.table,
+    lapic_ioctls.table,
+    tsc_ioctls.table,
+    translate.table,
+    prefault.table,
+)

@@ -1,0 +1,197 @@
+"""A virtual machine."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import threading
+from typing import Final
+
+from kvmfs.abi import ioctls
+from kvmfs.abi.ioctls import Fd
+from kvmfs.abi.layout import PAGE_SIZE, u64
+from kvmfs.abi.limits import KVM_MAX_VCPU_IDS, KVM_MAX_VCPUS
+from kvmfs.abi.vm import KVM_X86_SW_PROTECTED_VM, CreateDevice
+from kvmfs.irqchip import ioctls as irqchip_ioctls
+from kvmfs.irqchip.ioctls import Chips
+from kvmfs.jit.mmu import layout as mmu
+from kvmfs.kvm import attributes, caps, dirty, guest_memfd, slots
+from kvmfs.kvm.block import Block
+from kvmfs.kvm.caller import Caller
+from kvmfs.kvm.dispatch import Table, fail
+from kvmfs.kvm.eventlog import EventLog
+from kvmfs.kvm.native import Native
+from kvmfs.kvm.publish import Publisher
+from kvmfs.kvm.slots import Memory
+from kvmfs.kvm.tsc import TscGeneration, host_khz
+from kvmfs.kvm.tsc_ioctls import MAX_KHZ
+from kvmfs.kvm.vcpu import Vcpu
+from kvmfs.kvm.words import IRQCHIP_KERNEL
+from kvmfs.kvm.words import Vm as Words
+
+own: Table[Vm] = Table(Fd.VM)
+
+KVM_MIN_ALLOC_MMU_PAGES: Final = 64
+TSS_PAGES: Final = 3
+_numbers = itertools.count()
+
+
+class Vm:
+    """`kind`: KVM_CREATE_VM's argument. `client`: the process that may use it; any other gets EIO, as one with another
+    mm does from KVM."""
+
+    name = "vm"
+
+    def __init__(self, native: Native, kind: int, client: int) -> None:
+        self.native = native
+        self.kind = kind
+        self.client = client
+        self.has_private_mem = kind == KVM_X86_SW_PROTECTED_VM
+        self.log = EventLog(f"{client}-{next(_numbers)}")
+
+        self.lock = threading.Lock()
+        """kvm->lock: what there is in the VM."""
+        self.slots_lock = threading.Lock()
+        """kvm->slots_lock: memslots and attributes."""
+
+        self.block = Block(max(mmu.VM_SIZE, PAGE_SIZE))
+        self._vcpu_table = Block(8 * KVM_MAX_VCPUS)
+        self.block[Words.VCPUS] = self._vcpu_table.address
+        self.block[mmu.PRIVATE_MEMORY] = mmu.PRIVATE_BY_ATTRIBUTE if self.has_private_mem else mmu.PRIVATE_NEVER
+        self.block[mmu.CLIENT] = client
+        native.prepare_vm(self.block.address)
+        self.publisher = Publisher(self.block, native)
+        self.memory = Memory(self)
+
+        self.vcpus: dict[int, Vcpu] = {}  # by id
+        self.created_vcpus = 0
+        self.max_vcpu_ids = 0
+        self.bsp_id = 0
+        self.gmem_count = 0
+        self.chips: Chips | None = None
+        self.guest_can_read_platform_info = True
+        self.hypercall_exits = 0
+        self.tss_address = 0
+        self.identity_map_address = 0
+        self.tsc_generation = TscGeneration()
+        self.tsc_khz = host_khz(native.rdtsc)
+
+    def has_quirk(self, quirk: int) -> bool:
+        """kvm_check_has_quirk."""
+        return not self.block[Words.DISABLED_QUIRKS] & quirk
+
+    def set_chips(self, chips: Chips) -> None:
+        self.chips = chips
+        self.block[Words.IRQCHIP] = IRQCHIP_KERNEL
+
+    def online(self, vcpu: Vcpu) -> None:
+        """Let compiled code see the vCPU: from now on it is asked to drop translations."""
+        self._vcpu_table[8 * vcpu.index] = vcpu.context
+        self.vcpus[vcpu.id] = vcpu
+        self.block[Words.VCPU_COUNT] = len(self.vcpus)
+
+    # The node -----
+
+    def ioctl(self, caller: Caller, cmd: int, arg: int) -> int:
+        if caller.tgid != self.client:
+            fail(errno.EIO)
+        return TABLE.call(self, caller, cmd, arg)
+
+    def released(self) -> None:
+        """vCPUs and guest_memfd files keep the VM; when the last of them goes, so does the process."""
+
+
+def create_vm(*, kind: int, client: int, passthrough: bool) -> Vm:
+    """The worker's VM, with compiled code behind it."""
+    from kvmfs.kvm.compiled import compiled
+
+    return Vm(compiled(), kind, client)
+
+
+@own.ioctl(ioctls.KVM_CREATE_VCPU)
+def create_vcpu(vm: Vm, caller: Caller, arg: int) -> int:
+    """kvm_vm_ioctl_create_vcpu."""
+    if arg >= KVM_MAX_VCPU_IDS:
+        fail(errno.EINVAL)
+    with vm.lock:
+        if vm.created_vcpus >= KVM_MAX_VCPUS:
+            fail(errno.EINVAL)
+        vm.max_vcpu_ids = vm.max_vcpu_ids or KVM_MAX_VCPU_IDS
+        if arg >= vm.max_vcpu_ids:
+            fail(errno.EINVAL)
+        if arg in vm.vcpus:
+            fail(errno.EEXIST)
+        vm.created_vcpus += 1
+        try:
+            vcpu = Vcpu(vm, arg, index=len(vm.vcpus))
+            number = caller.install(vcpu)
+        except BaseException:
+            vm.created_vcpus -= 1
+            raise
+        vm.online(vcpu)
+        return number
+
+
+@own.ioctl(ioctls.KVM_SET_BOOT_CPU_ID)
+def set_boot_cpu_id(vm: Vm, caller: Caller, arg: int) -> None:
+    with vm.lock:
+        if vm.created_vcpus:
+            fail(errno.EBUSY)
+        if arg > KVM_MAX_VCPU_IDS or (vm.max_vcpu_ids and arg > vm.max_vcpu_ids):
+            fail(errno.EINVAL)
+        vm.bsp_id = arg
+
+
+@own.ioctl(ioctls.KVM_SET_TSS_ADDR)
+def set_tss_addr(vm: Vm, caller: Caller, arg: int) -> None:
+    """Where VMX without unrestricted guests keeps a TSS; kept, and not needed."""
+    if arg > (-TSS_PAGES * PAGE_SIZE & 0xFFFF_FFFF):
+        fail(errno.EINVAL)
+    vm.tss_address = arg
+
+
+@own.ioctl(ioctls.KVM_SET_IDENTITY_MAP_ADDR, raw=True)
+def set_identity_map_addr(vm: Vm, caller: Caller, arg: int) -> None:
+    with vm.lock:
+        if vm.created_vcpus:  # looked at before the argument is read
+            fail(errno.EINVAL)
+        vm.identity_map_address = u64.from_buffer_copy(caller.read(arg, 8)).value
+
+
+@own.ioctl(ioctls.KVM_SET_NR_MMU_PAGES)
+def set_nr_mmu_pages(vm: Vm, caller: Caller, arg: int) -> None:
+    """Bounds the shadow pages of KVM's MMU; this one has none."""
+    if arg < KVM_MIN_ALLOC_MMU_PAGES:
+        fail(errno.EINVAL)
+
+
+@own.ioctl(ioctls.KVM_GET_TSC_KHZ)
+def get_tsc_khz(vm: Vm, caller: Caller, arg: int) -> int:
+    return vm.tsc_khz
+
+
+@own.ioctl(ioctls.KVM_SET_TSC_KHZ)
+def set_tsc_khz(vm: Vm, caller: Caller, arg: int) -> None:
+    """The frequency of vCPUs to come."""
+    khz = arg & 0xFFFF_FFFF
+    if khz >= MAX_KHZ:
+        fail(errno.EINVAL)
+    vm.tsc_khz = khz or host_khz(vm.native.rdtsc)
+
+
+@own.ioctl(ioctls.KVM_CREATE_DEVICE)
+def create_device(vm: Vm, caller: Caller, arg: CreateDevice) -> None:
+    """x86 has VFIO only, and there is none."""
+    fail(errno.ENODEV)
+
+
+TABLE: Final[Table[Vm]] = Table(
+    Fd.VM,
+    own,
+    slots.table,
+    dirty.table,
+    attributes.table,
+    guest_memfd.table,
+    caps.table,
+    irqchip_ioctls.table,
+)

@@ -1,0 +1,1 @@
+"""KVM's objects without a process, a device or compiled code behind them."""

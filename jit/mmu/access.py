@@ -5,8 +5,8 @@ read or written. An MMIO piece is cut into fragments of at most 8 bytes as KVM's
 
 A read of MMIO ends the run; the embedder appends its answer to MMIO_CACHE and runs the instruction again, which then
 finds all reads it has made so far, in order, in that cache. Writes are queued and reported when the instruction has
-retired. So at the start of every attempt MMIO_USED and MMIO_WRITES are 0, and MMIO_READS is 0 at that of another
-instruction.
+retired; whatever else ends the attempt empties the queue. At the start of every attempt MMIO_USED is 0, at that of
+another instruction MMIO_READS too.
 
 `size` carries access flags (layout.py: IMPLICIT_SUPERVISOR, STACK) above bit ACCESS_SHIFT; it is at most 4096.
 """
@@ -119,6 +119,7 @@ def mmio_read(s, gpa, size, dst):
         if not found or load64(fragment) != gpa + done or load64(fragment + 8) != now:
             # Nothing, or the answer to another question: the instruction or its page tables changed meanwhile.
             store64(s + MMIO_READS, used)
+            store64(s + MMIO_WRITES, 0)
             store64(s + MMIO_GPA, gpa + done)
             store64(s + MMIO_SIZE, now)
             store64(s + MMIO_STATE, IO_PENDING)
@@ -136,6 +137,7 @@ def mmio_write(s, gpa, size, src):
     """Queue `size` bytes of MMIO from `src`: 1, or 0 if the queue cannot hold them."""
     count = load64(s + MMIO_WRITES)
     if count + ((size + 7) >> 3) > MMIO_LIMIT:
+        store64(s + MMIO_WRITES, 0)
         store64(s + EXIT, EXIT_UNIMPLEMENTED)
         store64(s + LEAVE, LEAVE_EXIT)
         return 0
@@ -196,11 +198,9 @@ def write_slow(s, la, size, src):
         copy(_address(s, 0), src, size)
         return 1
     pieces = 1 if first == size else 2
-    queued = load64(s + MMIO_WRITES)
     for piece in range(pieces):
         at, length = (0, first) if piece == 0 else (first, size - first)
         if _kind(s, piece) == TO_MMIO and not mmio_write(s, _address(s, piece), length, src + at):
-            store64(s + MMIO_WRITES, queued)
             return 0
     for piece in range(pieces):
         at, length = (0, first) if piece == 0 else (first, size - first)
@@ -210,7 +210,6 @@ def write_slow(s, la, size, src):
     for piece in range(pieces):
         at, length = (0, first) if piece == 0 else (first, size - first)
         if _kind(s, piece) == TO_REMOTE and not _remote(s, piece, src + at, length, 1):
-            store64(s + MMIO_WRITES, queued)
             return 0
     return 1
 

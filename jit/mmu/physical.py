@@ -2,17 +2,26 @@
 
 They see a memslot's shared side, whatever the attributes say, and no MMIO: userspace_addr is what KVM has. The vCPU's
 own thread calls them, in or out of the guest, but never within an instruction: host addresses and TLB entries from
-before are gone afterwards. EXIT, EXC_* and LEAVE stay as they are.
+before are gone afterwards. EXIT, EXC_* and LEAVE stay as they are (but for prefault, which is the guest's own access).
 """
 
 from errno import EAGAIN, EFAULT
 
 from ..build import compiled
 from ..raw import call4, load8, load16, load32, load64, lshr, memcpy, store8, store16, store32, store64
-from ..state import MODE, VM
-from .layout import REMOTE_READ, REMOTE_WRITE, SLOT_BASE_GFN, SLOT_CLIENT, SLOT_FLAGS, SLOT_HOST, SLOT_READONLY
+from ..state import LEAVE, LEAVE_NEXT, MODE, VM, XLAT_KIND
+from .layout import (
+    REMOTE_READ,
+    REMOTE_WRITE,
+    SLOT_BASE_GFN,
+    SLOT_CLIENT,
+    SLOT_FLAGS,
+    SLOT_HOST,
+    SLOT_READONLY,
+    TO_RETRY,
+)
 from .members import member
-from .resolve import find_slot, mark_dirty, touch
+from .resolve import find_slot, mark_dirty, resolve, touch
 from .tlb import acknowledge_flush, enter_guest, leave_guest
 
 
@@ -85,6 +94,22 @@ def _copy_pages(s, gpa, size, buffer, write):
 def read_phys(s, gpa, size, buffer):
     """Copy shared guest memory at `gpa` to `buffer`: 0 or -errno (EFAULT: no memslot, or no client page)."""
     return _copy_pages(s, gpa, size, buffer, 0)
+
+
+@member
+def prefault(s, gpa):
+    """KVM_PRE_FAULT_MEMORY of a page, out of the guest: resolve() for reading -> XLAT_KIND, never TO_RETRY.
+
+    TO_FAULT: EXIT tells whether it is a memory fault, FAULT_* what.
+    """
+    enter_guest(s)
+    resolve(s, gpa, 0)
+    while load64(s + XLAT_KIND) == TO_RETRY:
+        acknowledge_flush(s)
+        resolve(s, gpa, 0)
+    leave_guest(s)
+    store64(s + LEAVE, LEAVE_NEXT)
+    return load64(s + XLAT_KIND)
 
 
 @member

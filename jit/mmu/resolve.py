@@ -23,6 +23,7 @@ from ..state import (
     LEAVE,
     LEAVE_EXIT,
     LEAVE_RETRY,
+    MMIO_WRITES,
     SLOT_HINT,
     VM,
     XLAT_CLIENT,
@@ -135,6 +136,7 @@ def find_attributes(s, vm, gfn):
 def retry(s):
     """Translations changed under the instruction: execute it again."""
     store64(s + XLAT_KIND, TO_RETRY)
+    store64(s + MMIO_WRITES, 0)
     store64(s + LEAVE, LEAVE_RETRY)
     return 0
 
@@ -149,6 +151,7 @@ def fault_exit(s, gpa, private, write_reason):
     store64(s + FAULT_FLAGS, ATTRIBUTE_PRIVATE if private else 0)
     store64(s + FAULTS, load64(s + FAULTS) + 1)
     store64(s + LEAVE, LEAVE_EXIT)
+    store64(s + MMIO_WRITES, 0)  # the instruction will be executed again
     if reason == FAULT_NO_PAGE:
         store64(s + EXIT, EXIT_EFAULT)
     else:
@@ -176,6 +179,7 @@ def client_error(s, gpa, error, write):
     if error == EINTR:
         store64(s + XLAT_KIND, TO_FAULT)
         store64(s + EXIT, EXIT_INTERRUPTED)
+        store64(s + MMIO_WRITES, 0)
         store64(s + LEAVE, LEAVE_EXIT)
         return 0
     return _memory_fault(s, gpa, 0, write, FAULT_NO_PAGE)

@@ -31,11 +31,13 @@ from ..state import (
     EXC_ERROR,
     EXC_HAS_ERROR,
     EXC_PAYLOAD,
+    EXC_PENDING,
     EXC_VECTOR,
     GP,
     LEAVE,
     LEAVE_EXCEPTION,
     MAXPHYADDR,
+    MMIO_WRITES,
     PDPTE,
     PF_FAULT,
     PKRU,
@@ -85,6 +87,8 @@ def raise_fault(s, vector, error, payload):
     store64(s + EXC_ERROR, error)
     store64(s + EXC_HAS_ERROR, 1)
     store64(s + EXC_PAYLOAD, payload)
+    store64(s + EXC_PENDING, 1)
+    store64(s + MMIO_WRITES, 0)  # an instruction that faults has done nothing
     store64(s + XLAT_KIND, TO_EXCEPTION)
     store64(s + LEAVE, LEAVE_EXCEPTION)
     return 0
@@ -329,21 +333,33 @@ def walk(s, la, access):
             return result
 
 
-@member
-def load_pdptes(s, cr3):
-    """Load the PDPTE registers from where `cr3` points, in PAE paging: 1; 0 to leave, #GP(0) if a bit is wrong."""
+@compiled
+def _load_pdptes(s, access):
+    """1; 0 to leave; -1 if they are wrong. PDPTE changes only when all four are good."""
     reserved = (-(1 << load64(s + MAXPHYADDR)) & ~load64(load64(s + VM) + PRIVATE_BIT)) | 0x1E6
-    # They are kept back until all four are good. The table is 32 bytes and aligned, so on one page.
     for i in range(4):
-        found = _read_entry(s, (cr3 & 0xFFFF_FFE0) + 8 * i, i, 0, 0)
-        if found == 0:
-            return 0
+        found = _read_entry(s, (load64(s + CR3) & 0xFFFF_FFE0) + 8 * i, i, 0, access)
+        if found <= 0:
+            return found
         entry = load64(s + WALK_PTE + 8 * i)
-        if found < 0 or (entry & PTE_P and entry & reserved):
-            return raise_fault(s, GP, 0, 0)
+        if entry & PTE_P and entry & reserved:
+            return -1
     for i in range(4):
         store64(s + PDPTE + 8 * i, load64(s + WALK_PTE + 8 * i))
     return 1
+
+
+@member
+def load_pdptes(s):
+    """MOV CR in PAE paging: load the PDPTE registers from where CR3 points: 1; 0 to leave, #GP(0) if they are wrong."""
+    found = _load_pdptes(s, 0)
+    return raise_fault(s, GP, 0, 0) if found < 0 else found
+
+
+@member
+def reload_pdptes(s):
+    """KVM_SET_SREGS: the same from the shared side, out of the guest; 1, or 0 with the registers as they were."""
+    return 1 if _load_pdptes(s, SYSTEM) > 0 else 0
 
 
 @member

@@ -210,7 +210,7 @@ class Machine:
             return ("remote", number, offset)
         if kind == M.TO_EXCEPTION:
             assert leave == S.LEAVE_EXCEPTION
-            assert v[S.EXC_HAS_ERROR] == 1
+            assert v[S.EXC_HAS_ERROR] == v[S.EXC_PENDING] == 1
             return ("exception", v[S.EXC_VECTOR], v[S.EXC_ERROR], u64(v[S.EXC_PAYLOAD]))
         if kind == M.TO_RETRY:
             assert leave == S.LEAVE_RETRY

@@ -252,3 +252,21 @@ def test_slot_table_stays_sorted() -> None:
     assert tables.entries(tables.without_slot(table, 20)).tolist() == [[10, 1], [30, 4]]
     with pytest.raises(KeyError):
         tables.without_slot(table, 11)
+
+
+# KVM_PRE_FAULT_MEMORY ----------
+
+
+def test_prefault_out_of_the_guest_even_when_a_flush_is_due() -> None:
+    machine = Machine(memory(attributes={0x21: PRIVATE}))
+    machine.memory.slots[0].missing.add(3)
+    machine.vcpu[S.MODE], machine.vcpu[S.REQUEST] = 0, S.REQ_TLB_FLUSH
+    assert machine("prefault", 0x12000) == M.TO_HOST
+    assert machine("prefault", 0x40000) == M.TO_REMOTE
+    assert machine("prefault", 0x99000) == M.TO_MMIO
+    assert machine("prefault", 0x13000) == M.TO_FAULT
+    assert (machine.vcpu[S.EXIT], machine.vcpu[S.FAULT_ERRNO]) == (S.EXIT_EFAULT, EFAULT)
+    assert machine("prefault", 0x21000) == M.TO_FAULT
+    assert (machine.vcpu[S.EXIT], machine.vcpu[S.FAULT_GPA]) == (S.EXIT_MEMORY_FAULT, 0x21000)
+    assert machine.vcpu[S.MODE] == machine.vcpu[S.LEAVE] == 0
+    assert machine.calls == [("fault_in", 0x12, 0), ("fault_in", 0x12, 0), ("fault_in", 0x13, 0)]

@@ -248,12 +248,16 @@ def test_pdptes_load_all_or_none() -> None:
     ram[0x7020] = 0x1001
     ram[0x7028] = 0x1E6  # not present: its reserved bits do not count
     ram[0x7030], ram[0x7038] = 0x3001, 0x4001
-    assert machine("load_pdptes", 0x7020) == 1
+    assert machine("load_pdptes") == 1
     assert [machine.vcpu[S.PDPTE + 8 * i] for i in range(4)] == [0x1001, 0x1E6, 0x3001, 0x4001]
     ram[0x7020], ram[0x7038] = 0x5001, 0x4003
-    assert machine("load_pdptes", 0x7020) == 0
+    assert machine("load_pdptes") == 0
     assert (machine.vcpu[S.LEAVE], machine.vcpu[S.EXC_VECTOR], machine.vcpu[S.EXC_ERROR]) == (S.LEAVE_EXCEPTION, 13, 0)
     assert machine.vcpu[S.PDPTE] == 0x1001
+    assert machine("reload_pdptes") == 0
+    ram[0x7038] = 0x4001
+    assert machine("reload_pdptes") == 1
+    assert machine.vcpu[S.PDPTE] == 0x5001
 
 
 def test_translate_debug_changes_nothing() -> None:

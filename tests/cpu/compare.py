@@ -24,7 +24,7 @@ COUNT = 24 if PLAIN else 400
 class Form:
     """An instruction form: how the host runs it and how a record names its operands.
 
-    Operands are register names (`rbx`, `xmm1`, `rax+1` for AH) or `imm`; `undefined` are the flags that the SDM leaves
+    Operands are register names (`rbx`, `xmm1`, `rax+1` for AH) or `imm`. `undefined` are the flags that the SDM leaves
     undefined: those are compared on the kind of processor that the handlers follow.
     """
 
@@ -41,10 +41,9 @@ class Form:
 
 
 @functools.cache
-def undefined_flags_match() -> bool:
-    """Whether this host leaves undefined flags as the handlers do: AMD's Zen."""
-    info = Path("/proc/cpuinfo").read_text()
-    return "AuthenticAMD" in info
+def is_followed() -> bool:
+    """Whether this host does what is undefined as the handlers do: AMD's."""
+    return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
 
 
 @functools.cache
@@ -117,7 +116,7 @@ def check(form: Form, start: np.ndarray | None = None) -> None:
     native.execute(form.code, expected)
     found = by_handler(form, start)
     mask = np.uint64(ARITHMETIC | S.DF)
-    if not undefined_flags_match():
+    if not is_followed():
         mask &= ~np.uint64(form.undefined)
     for side in (expected, found):
         side["flags"] &= mask

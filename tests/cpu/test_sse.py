@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-
 from kvmfs.jit.cpu.packed import PACKED, SHIFTS
 from kvmfs.jit.cpu.sse_move import group
 

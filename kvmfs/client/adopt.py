@@ -44,6 +44,7 @@ NAME = "kvmfs:guestmem"
 _SYS_MMAP, _SYS_MPROTECT, _SYS_MUNMAP, _SYS_IOCTL, _SYS_MREMAP = 9, 10, 11, 16, 25
 _MAP_FIXED = 0x10
 _MREMAP_MAYMOVE, _MREMAP_FIXED, _MREMAP_DONTUNMAP = 1, 2, 4
+_BUFFER = 1 << 20
 _STOP_PATIENCE = 1.0  # seconds for another thread to stop
 _KVM_IOCTL = 0xAE  # the type byte of KVM's ioctls
 
@@ -82,10 +83,9 @@ def adopt(
     memfd = _create(length)
     try:
         with contextlib.ExitStack() as stack:
-            window = stack.enter_context(mmap.mmap(memfd, length))
             theirs = install(injection, memfd)
             stack.callback(injection.syscall, SYS_CLOSE, theirs)
-            transfer = _Transfer(injection, address, _address_of(window), theirs)
+            transfer = _Transfer(injection, address, memfd, theirs)
             if userfault and (held := _userfault(injection)):
                 stack.enter_context(held)
                 transfer.aside(held, pieces)
@@ -120,11 +120,6 @@ def _create(length: int) -> int:
     return memfd
 
 
-def _address_of(window: mmap.mmap) -> int:
-    first = ctypes.c_char.from_buffer(window)
-    return ctypes.addressof(first)
-
-
 def _userfault(injection: Injection) -> Userfault | None:
     try:
         return Userfault(injection)
@@ -136,14 +131,15 @@ def _userfault(injection: Injection) -> Userfault | None:
 
 
 class _Transfer:
-    """The pages of a client on their way into our memfd, mapped at `window` here and open as `theirs` there."""
+    """The pages of a client on their way into our memfd, which the client has open as `theirs`."""
 
-    def __init__(self, injection: Injection, address: int, window: int, theirs: int) -> None:
+    def __init__(self, injection: Injection, address: int, memfd: int, theirs: int) -> None:
         self._injection = injection
         self._tid = injection.tracee.tid
         self._address = address
-        self._window = window
+        self._memfd = memfd
         self._theirs = theirs
+        self._buffer = ctypes.create_string_buffer(_BUFFER)
 
     def aside(self, held: Userfault, pieces: list[Piece]) -> None:
         """Move the pages away, copy them, map the memfd where they were."""
@@ -179,9 +175,18 @@ class _Transfer:
             self._map(piece)
 
     def _copy(self, piece: Piece, place: int) -> None:
-        ours = self._window + piece.address - self._address
-        runs = pagemap.present(self._tid, place, piece.length)
-        memory.gather(self._tid, ((start, ours + start - place, end - start) for start, end in runs))
+        # By way of a buffer that stays in the cache: pwrite, unlike a store to a mapping of ours, takes no page faults
+        # and leaves no page tables.
+        shift = piece.address - self._address - place
+        view = memoryview(self._buffer)
+        for runs in _batches(pagemap.present(self._tid, place, piece.length)):
+            memory.gather(self._tid, runs, self._buffer)
+            at = 0
+            for start, end in runs:
+                part = view[at : at + end - start]
+                if os.pwrite(self._memfd, part, start + shift) != len(part):
+                    raise OSError(errno.ENOMEM, f"{NAME}: {os.strerror(errno.ENOMEM)}")
+                at += len(part)
 
     def _map(self, piece: Piece) -> None:
         how, offset = mmap.MAP_SHARED | _MAP_FIXED, piece.address - self._address
@@ -207,6 +212,22 @@ class _Transfer:
                 with contextlib.suppress(PermissionError):  # then the limit may do
                     stack.enter_context(raised(self._tid, kind, amount))
             yield
+
+
+def _batches(runs: Iterator[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """The runs in lists of what goes into the buffer and one call."""
+    batch: list[tuple[int, int]] = []
+    room = _BUFFER
+    for start, end in runs:
+        while start < end:
+            batch.append((start, min(end, start + room)))
+            room -= batch[-1][1] - start
+            start = batch[-1][1]
+            if not room or len(batch) == memory.IOV_MAX:
+                yield batch
+                batch, room = [], _BUFFER
+    if batch:
+        yield batch
 
 
 @contextlib.contextmanager

@@ -148,8 +148,11 @@ class Borrow:
         """Make the thread do a system call. OSError with the errno it gave; ESRCH, EIO."""
         return self.run(lambda injection: injection.syscall(number, *args))
 
-    def run(self, work: Callable[[Injection], _R], patience: float = PATIENCE) -> _R:
-        """Call `work`, in the OS thread that holds the client, with the means to make system calls in it."""
+    def run(self, work: Callable[[Injection], _R], patience: float | None = None) -> _R:
+        """Call `work`, in the OS thread that holds the client, with the means to make system calls in it.
+
+        OSError: EIO when that takes longer than `patience` seconds; ESRCH; what `work` raises.
+        """
 
         def inside() -> _R:
             if self._injection is None:
@@ -185,12 +188,12 @@ class Borrow:
 
     # The caller's side.
 
-    def _call(self, function: Callable[[], _R], patience: float = PATIENCE) -> _R:
+    def _call(self, function: Callable[[], _R], patience: float | None = None) -> _R:
         if self._over:
             raise OSError(errno.ESRCH, f"thread {self.tid} is out of our hands")
         call = _Call(function)
         self._calls.put(call)
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + (PATIENCE if patience is None else patience)
         while not call.wait(_LOOK):
             if (dead := _is_dead(self.tid)) or time.monotonic() > deadline:
                 call.give_up()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from kvmfs.syscalls import Sys, syscall
 
@@ -18,7 +18,9 @@ MAX_TRANSFER = 1 << 30
 """Most bytes of one read or write. The callers bound sizes as KVM does; this keeps a missed bound from being fatal."""
 
 _CHUNK = 16 << 20
-_IOV_MAX = 1024
+IOV_MAX = 1024
+"""Most runs of one gather()."""
+
 _ADDRESS_LIMIT = 1 << 64
 
 
@@ -60,34 +62,16 @@ def write(tid: int, address: int, data: bytes | bytearray | memoryview) -> None:
     _copy(Sys.PROCESS_VM_WRITEV, tid, ctypes.addressof(source), address, size)
 
 
-def gather(tid: int, runs: Iterable[tuple[int, int, int]]) -> None:
-    """Copy runs (address in the thread's memory, our own address, size) of any number and size. Errors as for read().
+def gather(tid: int, runs: Sequence[tuple[int, int]], buffer: ctypes.Array[ctypes.c_char]) -> None:
+    """Copy the bytes of up to IOV_MAX runs [start, end) of the thread's memory into `buffer`, one after the other.
 
-    Our addresses must be writable.
+    Errors as for read().
     """
-    batch: list[tuple[int, int, int]] = []
-    room = MAX_TRANSFER
-    for address, ours, size in runs:
-        done = 0
-        while done < size:
-            part = min(size - done, room)
-            batch.append((address + done, ours + done, part))
-            done += part
-            room -= part
-            if not room or len(batch) == _IOV_MAX:
-                _gather(tid, batch)
-                batch.clear()
-                room = MAX_TRANSFER
-    if batch:
-        _gather(tid, batch)
-
-
-def _gather(tid: int, batch: list[tuple[int, int, int]]) -> None:
-    count = len(batch)
-    vector = _Iovec * count
-    local = vector(*(_Iovec(ours, size) for _, ours, size in batch))
-    remote = vector(*(_Iovec(address, size) for address, _, size in batch))
-    _transfer(Sys.PROCESS_VM_READV, tid, local, remote, count, sum(size for _, _, size in batch))
+    vector = _Iovec * len(runs)
+    remote = vector(*(_Iovec(start, end - start) for start, end in runs))
+    size = sum(end - start for start, end in runs)
+    local = (_Iovec * 1)(_Iovec(ctypes.addressof(buffer), min(size, len(buffer))))
+    _transfer(Sys.PROCESS_VM_READV, tid, local, remote, size)
 
 
 def _check(address: int, size: int) -> None:
@@ -99,14 +83,12 @@ def _check(address: int, size: int) -> None:
 
 def _copy(number: Sys, tid: int, ours: int, theirs: int, size: int) -> None:
     vector = _Iovec * 1
-    _transfer(number, tid, vector(_Iovec(ours, size)), vector(_Iovec(theirs, size)), 1, size)
+    _transfer(number, tid, vector(_Iovec(ours, size)), vector(_Iovec(theirs, size)), size)
 
 
-def _transfer(
-    number: Sys, tid: int, local: ctypes.Array[_Iovec], remote: ctypes.Array[_Iovec], count: int, size: int
-) -> None:
+def _transfer(number: Sys, tid: int, local: ctypes.Array[_Iovec], remote: ctypes.Array[_Iovec], size: int) -> None:
     try:
-        done = syscall(number, tid, local, count, remote, count, 0)
+        done = syscall(number, tid, local, len(local), remote, len(remote), 0)
     except OSError as error:
         if error.errno in (errno.EFAULT, errno.ESRCH, errno.EINVAL):
             raise OSError(errno.EFAULT, f"thread {tid} has no memory at {remote[0].base:#x}") from None

@@ -188,14 +188,18 @@ class Tracee:
             data = os.pread(self._mem(), size, address)
             if len(data) == size:
                 return data
-        raise OSError(errno.EFAULT, f"no memory of thread {self.tid} at {address:#x}")
+        raise self._no_memory(address)
 
     def poke(self, address: int, data: bytes) -> None:
         """Write the thread's memory, protections aside. OSError(EFAULT)."""
         with contextlib.suppress(OSError, OverflowError):
             if os.pwrite(self._mem(), data, address) == len(data):
                 return
-        raise OSError(errno.EFAULT, f"no memory of thread {self.tid} at {address:#x}")
+        raise self._no_memory(address)
+
+    def _no_memory(self, address: int) -> OSError:
+        self.registers()  # a thread that is gone has no memory either, but then that is what to say
+        return OSError(errno.EFAULT, f"no memory of thread {self.tid} at {address:#x}")
 
     def close(self) -> None:
         """Give back what we hold open of the thread's; it stays traced."""

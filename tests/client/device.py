@@ -78,6 +78,12 @@ class Device:
         assert call.command == command
         return call
 
+    def next_of(self, count: int) -> tuple[Call, Call | None]:
+        """The next one or two ioctls: the CALL and, if there are two, the WAIT, in whatever order they come."""
+        calls = {call.command: call for call in (self.calls.get(timeout=TIMEOUT) for _ in range(count))}
+        assert len(calls) == count
+        return calls[CALL], calls.get(WAIT)
+
     def _serve(self) -> None:
         buffer = bytearray(BUFFER_SIZE)
         handlers: dict[type, Callable[[request.Request], bytes]] = {

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
+import signal
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kvmfs.client import adopt, memory
+from kvmfs.client import adopt, maps, memory
+from kvmfs.client.borrow import Borrow
+from kvmfs.client.inject import Injection
 from kvmfs.client.maps import Kind, backing
-from tests.client.device import CALL, WAIT, Call, Client, Device
+from kvmfs.client.userfault import Userfault
+from tests.client.device import Call, Client, Device
+from tests.client.expect import raises_errno
 
 Compiled = Callable[..., Path]
 
-
-def next_calls(device: Device) -> tuple[Call, Call]:
-    """The call that asks for adoption and the one that waits, in whatever order they come."""
-    calls = {call.command: call for call in (device.calls.get(timeout=20), device.calls.get(timeout=20))}
-    return calls[CALL], calls[WAIT]
+both_ways = pytest.mark.parametrize("userfault", [True, False], ids=["userfaultfd", "stopped"])
 
 
 @pytest.mark.parametrize("variant", ["pie", "static"])
-@pytest.mark.parametrize("userfault", [True, False], ids=["userfaultfd", "stopped"])
+@both_ways
 def test_loses_nothing_while_threads_write(device: Device, compiled: Compiled, variant: str, userfault: bool) -> None:
     length = 8 << 20
     client = Client(device, compiled("adopt", variant), length)
-    call, waiting = next_calls(device)
+    call, waiting = device.next_of(2)
+    assert waiting
     address, asked = struct.unpack("<QQ", memory.read(call.tid, call.argument, 16))
     assert asked == length
     with call.stopped() as borrow:
@@ -58,3 +61,132 @@ def test_loses_nothing_while_threads_write(device: Device, compiled: Compiled, v
     assert fcntl.fcntl(memfd, fcntl.F_GETFD) == fcntl.FD_CLOEXEC
     window.close()
     os.close(memfd)
+
+
+REGION = 1 << 20
+
+
+@pytest.mark.parametrize("how", ["f", "u"])
+def test_memory_that_cannot_be_adopted_is_left_alone(device: Device, compiled: Compiled, how: str) -> None:
+    client = Client(device, compiled("region"), how)
+    call = device.next()
+    with call.stopped() as borrow:
+        before = backing(call.tid, call.argument, 2 * REGION)
+        with raises_errno(errno.EINVAL if how == "f" else errno.EBUSY):
+            borrow.adopt(call.argument, 2 * REGION)
+        assert backing(call.tid, call.argument, 2 * REGION) == before
+        borrow.finish(1)
+    assert client.result() == (0, "result 1\n")
+
+
+def test_only_whole_pages(device: Device, compiled: Compiled) -> None:
+    client = Client(device, compiled("region"), "-")
+    call = device.next()
+    with call.stopped() as borrow:
+        for address, length in ((1, 4096), (0, 4095), (0, 0), (0, -4096), (-(1 << 50), 4096), (0, 1 << 60)):
+            with raises_errno(errno.EINVAL):
+                borrow.adopt(call.argument + address, length)
+        borrow.finish(1)
+    assert client.result() == (0, "result 1\n")
+
+
+def adopted(call: Call, borrow: Borrow, userfault: bool) -> None:
+    os.close(borrow.run(lambda injection: adopt.adopt(injection, call.argument, 2 * REGION, userfault=userfault)))
+
+
+@both_ways
+@pytest.mark.parametrize("step", ["copy 0", "copy 1", "map 0", "map 1"])
+def test_failure_half_way_costs_the_client_nothing(
+    device: Device, compiled: Compiled, userfault: bool, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what, number = step.split()
+    left = int(number)
+    name = f"_{what}"
+    original = getattr(adopt._Transfer, name)
+
+    def failing(transfer: adopt._Transfer, *args: object) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOMEM, "as you wish")
+        original(transfer, *args)
+
+    monkeypatch.setattr(adopt._Transfer, name, failing)
+    client = Client(device, compiled("region"), "-")
+    call = device.next()
+    with call.stopped() as borrow:
+        mappings = len(list(maps.mappings(call.tid)))
+        with raises_errno(errno.ENOMEM):
+            adopted(call, borrow, userfault)
+        assert len(list(maps.mappings(call.tid))) == mappings
+        borrow.finish(-errno.ENOMEM)
+    assert client.result() == (0, f"result {-errno.ENOMEM}\n")
+
+
+def test_without_userfaultfd_threads_are_stopped(
+    device: Device, compiled: Compiled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(injection: Injection) -> Userfault:
+        raise OSError(errno.EPERM, "a container")
+
+    monkeypatch.setattr(adopt, "Userfault", denied)
+    client = Client(device, compiled("region"), "w")
+    call, waiting = device.next_of(2)
+    assert waiting
+    with call.stopped() as borrow:
+        os.close(borrow.adopt(call.argument, 2 * REGION))
+        assert {piece.kind for piece in backing(call.tid, call.argument, 2 * REGION)} == {Kind.SHARED}
+        borrow.finish(0)
+    waiting.answer(7)
+    assert client.result() == (0, "result 0\n")
+    assert waiting.unique not in device.interruptions
+
+
+def test_thread_that_does_not_stop(device: Device, compiled: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adopt, "_STOP_PATIENCE", 0.1)
+    client = Client(device, compiled("region"), "w")
+    call, waiting = device.next_of(2)
+    assert waiting
+    with call.stopped() as borrow:
+        with raises_errno(errno.EIO):
+            borrow.run(
+                lambda injection: adopt.adopt(
+                    injection, call.argument, 2 * REGION, busy=lambda tid: False, userfault=False
+                )
+            )
+        assert {piece.kind for piece in backing(call.tid, call.argument, 2 * REGION)} == {Kind.ANONYMOUS}
+        borrow.finish(1)
+    waiting.answer(7)
+    assert client.result() == (0, "result 1\n")
+
+
+@both_ways
+def test_client_killed_at_any_system_call(
+    device: Device, compiled: Compiled, userfault: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Injection.syscall
+    made = 0
+    deadly = -1
+
+    def syscall(injection: Injection, number: int, *args: int) -> int:
+        nonlocal made
+        if made == deadly:
+            os.kill(injection.tracee.tid, signal.SIGKILL)
+        made += 1
+        return original(injection, number, *args)
+
+    monkeypatch.setattr(Injection, "syscall", syscall)
+    client = Client(device, compiled("region"), "-")
+    call = device.next()
+    with call.stopped() as borrow:
+        adopted(call, borrow, userfault)
+        borrow.finish(0)
+    assert client.result()[0] == 0
+    for deadly in range(made):  # noqa: B007
+        made = 0
+        client = Client(device, compiled("region"), "-")
+        call = device.next()
+        with raises_errno(errno.ESRCH), call.stopped() as borrow:
+            adopted(call, borrow, userfault)
+            borrow.finish(0)
+        assert client.result()[0] == 128 + signal.SIGKILL

@@ -106,8 +106,12 @@ def run(
 def serve(
     device: DeviceOption = Path("/dev/kvm"),
     transport: TransportOption = Transport.AUTO,
-    mode: Annotated[str, typer.Option(metavar="OCTAL", help="Permission bits of the device.")] = "0660",
-    owner: Annotated[str, typer.Option(metavar="USER", help="Its owner, by name or number.")] = "root",
+    mode: Annotated[
+        str | None, typer.Option(metavar="OCTAL", help="Permission bits. Default: 0660.", show_default=False)
+    ] = None,
+    owner: Annotated[
+        str | None, typer.Option(metavar="USER", help="Owner, by name or number. Default: root.", show_default=False)
+    ] = None,
     group: Annotated[
         str | None,
         typer.Option(
@@ -134,7 +138,7 @@ def serve(
     from kvmfs.cli.run import SetupError
 
     try:
-        bits = int(mode, 8)
+        bits = None if mode is None else int(mode, 8)
     except ValueError:
         raise typer.BadParameter("an octal number such as 0660", param_hint="--mode") from None
     options = daemon.Options(device.absolute(), transport, passthrough, bits, owner, group, replace)

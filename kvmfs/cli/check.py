@@ -203,17 +203,14 @@ def _name() -> Finding:
 
 
 def _jit() -> Iterator[Finding]:
+    reinstall = "install kvmfs with its dependencies again"
     if importlib.util.find_spec("numba") is None:
-        yield Finding(
-            "jit.compiler", Level.MISSING, "numba is not installed", "pip install kvmfs again, with its dependencies"
-        )
+        yield Finding("jit.compiler", Level.MISSING, "numba is not installed", reinstall)
         return
     try:
-        warm, place = probes.in_child(_cache)
+        warm, place = probes.in_child(_cache, timeout=120)
     except OSError as error:
-        yield Finding(
-            "jit.compiler", Level.MISSING, f"the vCPU cannot be loaded: {error.strerror}", "pip install numba again"
-        )
+        yield Finding("jit.compiler", Level.MISSING, f"the vCPU cannot be loaded: {error.strerror or error}", reinstall)
         return
     yield Finding("jit.compiler", Level.OK, "numba")
     if warm:
@@ -223,9 +220,9 @@ def _jit() -> Iterator[Finding]:
 
 
 def _cache() -> tuple[bool, str]:
-    from kvmfs.jit import build
+    from kvmfs.jit import build, cache
 
-    return build.is_warm(), str(build.cache.base_dir())
+    return build.is_warm(), str(cache.base_dir())
 
 
 def show(report: Report, out: Callable[[object], None]) -> None:

@@ -20,20 +20,20 @@ _PTRACE_SEIZE: Final = 0x4206
 _PTRACE_DETACH: Final = 17
 _PTRACE_INTERRUPT: Final = 0x4207
 _WALL: Final = 0x40000000
-_TIMEOUT: Final = 10
 
 T = TypeVar("T")
 
 
-def in_child(trial: Callable[[], T]) -> T:
+def in_child(trial: Callable[[], T], timeout: int = 10) -> T:
     """Result of ``trial`` in a forked child; its OSError is raised here.
 
+    :param timeout: seconds.
     :raises TimeoutError: it hangs.
     """
     parent_end, child_end = os.pipe()
     pid = os.fork()
     if pid == 0:
-        signal.alarm(_TIMEOUT)
+        signal.alarm(timeout)
         try:
             answer: object = (True, trial())
         except OSError as error:
@@ -48,7 +48,7 @@ def in_child(trial: Callable[[], T]) -> T:
         data = pipe.read()
     _, status = os.waitpid(pid, 0)
     if not data:
-        raise TimeoutError(f"no answer within {_TIMEOUT} s" if os.WIFSIGNALED(status) else "no answer")
+        raise TimeoutError(f"no answer within {timeout} s" if os.WIFSIGNALED(status) else "no answer")
     worked, result = pickle.loads(data)
     if not worked:
         raise OSError(*result)

@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn, Protocol
 
+from kvmfs.cli.caps import keep_over_exec
 from kvmfs.syscalls import Sys, syscall
 from kvmfs.wire.connection import Connection
 from kvmfs.wire.device import Device
@@ -27,8 +28,10 @@ from kvmfs.wire.mount import CLONE_NEWNS
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
+_START: Final = 60_000
+"""Milliseconds that the broker has to be ready,"""
 _GRACE: Final = 5000
-"""Milliseconds that the broker has to stop."""
+"""and to stop."""
 
 CANNOT_EXECUTE: Final = 126
 NOT_FOUND: Final = 127
@@ -74,6 +77,11 @@ def start_broker(device: Device, serve: Callable[[Connection, Callable[[], None]
     os.close(child_end)
     device.leave_connection()
     with os.fdopen(parent_end, "rb", buffering=0) as pipe:
+        waiter = select.poll()
+        waiter.register(pipe, select.POLLIN)
+        if not waiter.poll(_START):
+            stop(pid)
+            raise StartError(f"the broker is not ready after {_START // 1000} s", 125)
         if not pipe.read(1):
             _, status = os.waitpid(pid, 0)
             raise StartError(f"the broker did not start ({describe(status)})", 125)
@@ -86,6 +94,7 @@ def _become_broker(launcher: int, keep: set[int]) -> None:
     syscall(Sys.PRCTL, _PR_SET_NAME, "kvmfs-broker", 0, 0, 0)
     _default_signals()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    keep_over_exec()  # workers need CAP_SYS_PTRACE over the command, and are forked by a program that is executed
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)

@@ -28,9 +28,10 @@ class Options:
     device: Path = Path("/dev/kvm")
     transport: Transport = Transport.AUTO
     passthrough: bool | None = None
-    mode: int = 0o660
-    owner: str = "root"
+    mode: int | None = None
+    owner: str | None = None
     group: str | None = None
+    """Permissions; None: as udev has it for /dev/kvm, 0660 root:kvm."""
     replace: bool = False
     """Hide what is at ``device`` already."""
 
@@ -94,12 +95,16 @@ def _create(options: Options) -> Device:
     if Capability.SYS_ADMIN not in effective() or not in_initial_user_namespace():
         raise SetupError("a device for the whole system needs root; `kvmfs run` does not")
     path = options.device
-    permissions = Permissions(options.mode, _user(options.owner), _group(options.group))
+    mode = 0o660 if options.mode is None else options.mode
+    permissions = Permissions(mode, _user(options.owner), _group(options.group))
     try:
         clear_stale(path)
         replace = options.replace or names_nothing(path)
         if _transport(options.transport) is Transport.CUSE:
-            return cuse_device(path, permissions, replace=replace)
+            # Of a node that is called kvm udev sets the permissions, some time after it appears. Where others are
+            # wanted it is called otherwise, and put over the path.
+            as_udev = (options.mode, options.owner, options.group) == (None, None, None)
+            return cuse_device(path, permissions, name=None if as_udev else f"kvmfs/{path.name}", replace=replace)
         return fuse_device(path, permissions, replace=replace)
     except FileExistsError as error:
         raise SetupError(f"{path} is taken ({error.strerror}); --replace hides it while kvmfs serves") from None
@@ -127,7 +132,9 @@ def names_nothing(path: Path) -> bool:
     return all(line.split()[1:] != ["kvm"] for line in Path("/proc/misc").read_text().splitlines())
 
 
-def _user(name: str) -> int:
+def _user(name: str | None) -> int:
+    if name is None:
+        return 0
     if name.isdigit():
         return int(name)
     try:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Final
 
 from kvmfs.cli import processes
@@ -44,26 +45,28 @@ def supervise(command: int, broker: int) -> int:
     while True:
         info = signal.sigwaitinfo(_TAKEN)
         if info.si_signo != signal.SIGCHLD:
-            from_kernel = info.si_code > 0 and info.si_signo != signal.SIGCONT
-            if not from_kernel and info.si_pid != command:
+            from_terminal = info.si_code > 0 and info.si_signo != signal.SIGCONT
+            if not from_terminal and info.si_pid != command:
                 os.kill(command, info.si_signo)
             continue
-        if broker and _ended(broker):
-            print("kvmfs: the broker is gone; the device fails from now on", file=sys.stderr)
-            broker = 0
-        pid, status = os.waitpid(command, os.WNOHANG | os.WUNTRACED)
-        if pid == 0:
-            continue
-        if os.WIFSTOPPED(status):
-            if os.WSTOPSIG(status) in _JOB_CONTROL:
-                os.kill(os.getpid(), signal.SIGSTOP)
-            continue
-        if broker:
-            processes.stop(broker)
-        return processes.exit_status(status)
+        for pid, status in _changes():
+            if pid == broker:
+                print("kvmfs: the broker is gone; the device fails from now on", file=sys.stderr)
+                broker = 0
+            elif pid == command and os.WIFSTOPPED(status):
+                if os.WSTOPSIG(status) in _JOB_CONTROL:
+                    os.kill(os.getpid(), signal.SIGSTOP)
+            elif pid == command:
+                if broker:
+                    processes.stop(broker)
+                return processes.exit_status(status)
 
 
-def _ended(pid: int) -> bool:
+def _changes() -> Iterator[tuple[int, int]]:
+    """(pid, wait status) of children that ended or stopped. As the first process of a container we have others, too."""
     with contextlib.suppress(ChildProcessError):
-        return os.waitpid(pid, os.WNOHANG)[0] != 0
-    return True
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+            if pid == 0:
+                return
+            yield pid, status

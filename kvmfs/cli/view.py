@@ -68,7 +68,7 @@ def _bind(directory: int, name: str, path: Path) -> None:
 def show_modules(modules: Mapping[str, Mapping[str, str]]) -> None:
     """Show ``modules`` with their parameters in /sys/module, in the place of any of KVM's; read-only.
 
-    The host's other modules are links to where /sys/module is bound.
+    The host's other modules are links to where /sys/module is bound. Views nest.
     """
     if not _MODULES.is_dir():
         return  # no sysfs, nothing to be consistent with
@@ -76,7 +76,8 @@ def show_modules(modules: Mapping[str, Mapping[str, str]]) -> None:
     try:
         place = Path(f"/proc/self/fd/{copy}")
         (place / _HOST).mkdir()
-        _link_modules(place, (entry.name for entry in _MODULES.iterdir() if entry.name.partition("_")[0] != "kvm"))
+        names = (entry.name for entry in _MODULES.iterdir() if entry.name.partition("_")[0] not in ("kvm", _HOST))
+        _link_modules(place, names)
         for name, parameters in modules.items():
             directory = place / name / "parameters"
             directory.mkdir(parents=True)

@@ -200,7 +200,9 @@ class Connection:
             request = self.try_receive(buffer)
             if request is not None:
                 return request
-            select.select([self._fd], [], [])
+            waiter = select.poll()
+            waiter.register(self._fd, select.POLLIN)
+            waiter.poll()
 
     def try_receive(self, buffer: bytearray) -> Request | None:
         """Next request; on a non-blocking file None if there is none now."""

@@ -118,6 +118,12 @@ def test_identity_stays(toy: Toy) -> None:
         assert (uid, gid, int(capabilities, 16)) == ("65534", "65534", 0)
 
 
+def test_what_the_broker_executes_may_trace(toy: Toy) -> None:
+    """The command itself has no capabilities in its user namespace: see above."""
+    done = finish((*toy, "run", "--", PYTHON, "-c", OPEN + "print(fcntl.ioctl(device, 0xAE12))"))
+    assert done.stdout == "1\n"
+
+
 def test_the_command_is_no_child_of_the_broker(root: None) -> None:
     script = "ps -o ppid= -p $$; ps -eo comm=,pid= | grep kvmfs-broker"
     done = finish((*TOY, "run", "--", "sh", "-c", script))
@@ -202,3 +208,15 @@ def test_mounts_of_the_command_stay_its_own(root: None) -> None:
 def test_device_permissions_are_open(toy: Toy) -> None:
     done = finish((*toy, "run", "--", "stat", "-c", "%a", "/dev/kvm"))
     assert stat.S_IMODE(int(done.stdout, 8)) == 0o666
+
+
+def test_nested(toy: Toy) -> None:
+    inner = (
+        *TOY,
+        "run",
+        "--",
+        "sh",
+        "-c",
+        "cat /sys/module/kvm/parameters/nested /sys/module/fuse/parameters/*; exit 5",
+    )
+    assert finish((*toy, "run", "--", *inner)).returncode == 5

@@ -1,21 +1,22 @@
-"""`kvmfs run` and `kvmfs serve` with a server that knows three ioctls, so that launching is tested by itself.
+"""`kvmfs run` and `kvmfs serve` with a server that knows four ioctls, so that launching is tested by itself.
 
 0xAE00 answers 12 (as KVM_GET_API_VERSION does), 0xAE10 the caller's tid as the server sees it, 0xAE11 ends the server
-with SIGKILL, 0xAE12 waits for ever. Usage: python -m tests.cli.toy run|serve ...
+with SIGKILL, 0xAE12 tells whether a program that the server executes has CAP_SYS_PTRACE.
+
+Usage: python -m tests.cli.toy run|serve ...
 """
 
 import errno
 import logging
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 
 from kvmfs.cli import serving
 from kvmfs.wire import reply, request
 from kvmfs.wire.connection import BUFFER_SIZE, Connection, ConnectionEnded
 from kvmfs.wire.fuse_h import OpenFlag
-
-VERSION, TID, DIE, WAIT = 0xAE00, 0xAE10, 0xAE11, 0xAE12
 
 
 class Terminated(BaseException):
@@ -65,7 +66,8 @@ def _answer(connection: Connection, asked: request.Request) -> bytes | None:
         case request.Ioctl(cmd=0xAE11):
             os.kill(os.getpid(), signal.SIGKILL)
         case request.Ioctl(cmd=0xAE12):
-            return None
+            grep = subprocess.run(["grep", "CapEff", "/proc/self/status"], capture_output=True, check=True)
+            return reply.ioctl(asked.unique, int(grep.stdout.split()[1], 16) >> 19 & 1)
         case request.Ioctl():
             return reply.ioctl(asked.unique, -errno.ENOTTY)
     return reply.error(asked.unique, errno.ENOSYS)

@@ -43,8 +43,10 @@ def source_segment(s, r):
 def run_length(s, r, seg, register, la, size, count):
     """How many of `count` elements, the one at `la` first, lie on its page, in the segment and before rSI or rDI wraps.
 
-    At least 1: the caller has checked that element alone.
+    At least 1: the caller has checked that element alone. Just 1 under TF, which traps after each iteration.
     """
+    if load64(s + S.HFLAGS) & S.MODE_STEP:
+        return 1
     asize = load8(r + ASIZE)
     offset = truncate(load64(register), asize)
     if backwards(s):

@@ -106,6 +106,16 @@ def test_requests_are_seen_within_a_page() -> None:
     assert run(m, "stos8") == 3
 
 
+def test_single_stepping_takes_an_iteration_at_a_time() -> None:
+    m = machine(flags=REP)
+    memory = Memory(m, 1)
+    m.word(S.HFLAGS)[:] |= S.MODE_STEP
+    m.word(S.RDI)[:], m.word(S.RCX)[:] = memory.address, 3
+    run(m, "stos8", 1)
+    assert (m.word(S.RIP)[0], m.word(S.RCX)[0]) == (RIP, 2)
+    assert run(m, "stos8") == 2
+
+
 @pytest.mark.parametrize("direction", [0, S.DF])
 def test_a_fault_finds_the_completed_iterations(direction: int) -> None:
     m = machine(flags=REP, direction=direction)

@@ -12,7 +12,8 @@ from .. import state as S
 from ..build import compiled
 from ..mmu import layout as M
 from ..mmu.group import TRANSLATE
-from ..raw import call3, call4, load8, load16, load32, load64, memcpy, memset, store64, zext32
+from ..mmu.resolve import remote_copy
+from ..raw import call3, load8, load16, load32, load64, memcpy, memset, store64, zext32
 from . import record as R
 from .access import noncanonical, probe
 from .decode import decode_one
@@ -48,11 +49,8 @@ def fetch_host(s, la, page):
         return host
     if load64(s + S.XLAT_KIND) == M.TO_REMOTE:
         scratch = load64(s + S.REMOTE_CODE) + 4096 * page
-        vm, within = load64(s + S.VM), la & 4095
-        read = load64(vm + M.REMOTE_READ)
-        client = load64(s + S.XLAT_CLIENT) & -4096
-        if call4(read, vm, client, scratch, 4096) == 0:
-            return scratch + within
+        store64(s + S.XLAT_CLIENT, load64(s + S.XLAT_CLIENT) & -4096)
+        return scratch + (la & 4095) if remote_copy(s, scratch, 4096, 0) else 0
     # Code in MMIO space: KVM's emulator cannot fetch it either.
     store64(s + S.INSN_LENGTH, 0)
     store64(s + S.EXIT, S.EXIT_UNIMPLEMENTED)

@@ -28,6 +28,7 @@ BIT_ADDRESS = (0, *(_memory[f"bit_address{width}"] for width in (16, 32, 64)), 0
 MOVES = (*(_move[f"mov{width}"] for width in (8, 16, 32, 64)), sse_group.slot("mov128"))
 LOAD_ALIGNED, STORE_ALIGNED = _memory["load128a"], _memory["store128a"]
 UNDEFINED, PRIVILEGED = _trap["undefined"], _trap["general_protection"]
+NOP = 0x90
 NOT_AVAILABLE = _trap["device_not_available"]
 UNIMPLEMENTED, END_BLOCK = _trap["unimplemented"], _trap["end_block"]
 
@@ -280,8 +281,8 @@ def emit_instruction(s, entry):
     if shape == T.MOVE:
         emit_move(s, entry)
         return OK
-    if shape == T.NOP:
-        return OK
+    if shape == T.NOP or (kind1 == T.Z and load64(s + S.D_OPCODE) == NOP and load64(s + S.D_REX) & 1 == 0):
+        return OK  # 90 is XCHG only with REX.B: it does not clear the upper half of RAX
     if shape == T.XCHG and in_memory(s, kind1):
         r = new_record(s, XCHG_MEM[index])
         add_address(s, r)

@@ -334,6 +334,10 @@ def _xchg_mem(width):
         if load64(s + S.LEAVE) != 0:
             return 0
         host, register = probe(s, la, size, M.TLB_WRITE), dst(r)
+        if host == 0:
+            if call_slow(s, r, RMW_READ_SLOW, la, size, s + S.T0) == 0:
+                return 0
+            host = load64(s + S.RMW_HOST)
         if host != 0:
             old = load(host)
             new = load(register)
@@ -343,8 +347,6 @@ def _xchg_mem(width):
                 found = cas(host, old, new)
             put(register, old)
             return stored(s, r, host)
-        if call_slow(s, r, RMW_READ_SLOW, la, size, s + S.T0) == 0:
-            return 0
         if call_slow(s, r, RMW_WRITE_SLOW, la, size, register) == 0:
             return 0
         put(register, load(s + S.T0))
@@ -364,13 +366,15 @@ def cmpxchg8b(s, r):
     if load64(s + S.LEAVE) != 0:
         return 0
     host = probe(s, la, 8, M.TLB_WRITE)
+    if host == 0:
+        if call_slow(s, r, RMW_READ_SLOW, la, 8, s + S.T0) == 0:
+            return 0
+        host = load64(s + S.RMW_HOST)
     old = shl(load64(s + S.RDX), 32) | zext32(load64(s + S.RAX))
     new = shl(load64(s + S.RCX), 32) | zext32(load64(s + S.RBX))
     if host != 0:
         found = cas64(host, old, new)
     else:
-        if call_slow(s, r, RMW_READ_SLOW, la, 8, s + S.T0) == 0:
-            return 0
         found = load64(s + S.T0)
         if found == old:
             store64(s + S.T0, new)
@@ -396,11 +400,13 @@ def cmpxchg16b(s, r):
     store64(s + S.T2, load64(s + S.RBX))
     store64(s + S.T2 + 8, load64(s + S.RCX))
     host = probe(s, la, 16, M.TLB_WRITE)
+    if host == 0:
+        if call_slow(s, r, RMW_READ_SLOW, la, 16, s + S.T0) == 0:
+            return 0
+        host = load64(s + S.RMW_HOST)
     if host != 0:
         same = cas128(host, s + S.T1, s + S.T2, 0)
     else:
-        if call_slow(s, r, RMW_READ_SLOW, la, 16, s + S.T0) == 0:
-            return 0
         low, high = load64(s + S.T0), load64(s + S.T0 + 8)
         same = 1 if low == load64(s + S.T1) and high == load64(s + S.T1 + 8) else 0
         store64(s + S.T1, low)

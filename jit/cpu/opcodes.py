@@ -95,8 +95,7 @@ ONE_BYTE = (
 8D lea Gv M : w
 8E mov_to_seg Ew Sw : bare one end
 8F/0 pop Ev : w d64 popmem
-90 nop : bare
-91+r xchg Zv Av
+90+r xchg Zv Av
 98 cbw Av
 99 cwd Av
 9A call_far Ip : bare todo no64

@@ -132,6 +132,7 @@ MAP_3A = _run(0x0C, "blendps blendpd pblendw palignr", "Vx Wx Ib") + """
 66.17 pextrd Ed Vx Ib : bare w
 66.20r pinsrb Vx Ed Ib : bare
 66.20m pinsrb Vx Eb Ib : bare
-66.21 insertps Vx Wd Ib : bare
+66.21r insertps Vx Wd Ib : bare
+66.21m insertps_mem Vx Wd Ib : bare
 66.22 pinsr Vy Ey Ib : dq
 """

@@ -96,6 +96,8 @@ def _shape(row: Row) -> int:
         return ADDRESS
     if row.mnemonic == "mov":
         return MOVE
+    if row.mnemonic == "xchg":
+        return XCHG
     return OPERATE if kinds and ("bare" not in a or any(kind in "EWV" for kind in kinds)) else BARE
 
 

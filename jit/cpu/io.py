@@ -1,8 +1,8 @@
 """Port I/O: IN OUT INS OUTS, and its completion.
 
 As in KVM, IN and OUT leave with RIP at the instruction; `complete_pio` writes the accumulator and steps over it
-when the embedder comes back. INS asks for as many elements as fit before the page ends and in the buffer, and is run again
-with the data there. OUTS hands over one element an exit with its registers already advanced.
+when the embedder comes back. INS asks for as many elements as fit before the page ends and in the buffer, and is run
+again with the data there. OUTS hands over one element an exit with its registers already advanced.
 """
 
 from .. import state as S

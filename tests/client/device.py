@@ -26,7 +26,7 @@ from kvmfs.wire.connection import BUFFER_SIZE, Connection, ConnectionEnded, Kind
 
 CALL, WAIT = 0xAE01, 0xAE80
 PROGRAMS = Path(__file__).parent / "programs"
-TIMEOUT = 20
+TIMEOUT = 15
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,13 @@ class Space:
         self._libc.mmap.restype = ctypes.c_void_p
         self._libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
         self._libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-        self._size = 8 * HUGE
+        self._size = 16 * HUGE
         whole: int = self._libc.mmap(None, self._size, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
         self._whole = whole
         self.start = (whole + HUGE) & -HUGE
 
     def map(self, page: int, pages: int, flags: int, fd: int = -1, prot: int = RW, offset: int = 0) -> int:
+        assert self.start + (page + pages) * PAGE <= self._whole + self._size
         address: int = self._libc.mmap(self.start + page * PAGE, pages * PAGE, prot, flags | MAP_FIXED, fd, offset)
         if address == ctypes.c_void_p(-1).value:
             raise OSError(ctypes.get_errno(), "mmap")

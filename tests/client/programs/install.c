@@ -8,7 +8,7 @@
 #include <sys/prctl.h>
 
 static int rounds;
-static int unshared;
+static int unshared, alone;
 
 static uint64_t callee_saved(void)
 {
@@ -35,8 +35,21 @@ static uint64_t callee_saved(void)
 	return result;
 }
 
+static void wait_for_the_leader_to_exit(void)
+{
+	char text[100] = "";
+	while (!strstr(text, ") Z")) {
+		char path[40];
+		sprintf(path, "/proc/%d/stat", getpid());
+		int file = open(path, O_RDONLY);
+		check(file >= 0 && read(file, text, sizeof(text) - 1) > 0 && !close(file));
+	}
+}
+
 static void *ask(void *unused)
 {
+	if (alone)
+		wait_for_the_leader_to_exit();
 	if (unshared)
 		check(!unshare(CLONE_FILES) && dup2(0, 500) == 500);
 	for (int i = 0; i < rounds; i++) {
@@ -77,12 +90,13 @@ int main(int count, char **words)
 	rounds = atoi(words[2]);
 	const char *flags = words[3];
 	unshared = !!strchr(flags, 'u');
+	alone = !!strchr(flags, 'x');
 	if (strchr(flags, 's'))
 		filter();
 	if (strchr(flags, 't')) {
 		pthread_t thread;
 		check(!pthread_create(&thread, 0, ask, 0));
-		if (strchr(flags, 'x'))
+		if (alone)
 			pthread_exit(0);
 		check(!pthread_join(thread, 0));
 	} else if (strchr(flags, 'v')) {

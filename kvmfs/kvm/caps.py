@@ -59,8 +59,10 @@ YES: Final = (
     Cap.USER_MEMORY2, Cap.MEMORY_FAULT_INFO, Cap.PRE_FAULT_MEMORY,
 )  # fmt: skip
 
+_CPUS: Final = min(os.cpu_count() or 1, KVM_MAX_VCPUS)
+
 VALUES: Final[dict[Cap, Callable[[], int]]] = {
-    Cap.NR_VCPUS: lambda: min(os.cpu_count() or 1, KVM_MAX_VCPUS),
+    Cap.NR_VCPUS: lambda: _CPUS,
     Cap.MAX_VCPUS: lambda: KVM_MAX_VCPUS,
     Cap.MAX_VCPU_ID: lambda: KVM_MAX_VCPU_IDS,
     Cap.NR_MEMSLOTS: lambda: KVM_USER_MEM_SLOTS,

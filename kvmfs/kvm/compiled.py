@@ -21,6 +21,7 @@ from kvmfs.jit.layout import Layout
 from kvmfs.jit.mmu import layout as mmu
 from kvmfs.kvm import client_memory, enter
 from kvmfs.kvm.block import Block
+from kvmfs.kvm.tsc import measure_khz
 from kvmfs.kvm.words import Vm
 
 ARENA_SIZE: Final = 4 << 20
@@ -54,6 +55,7 @@ class Compiled:
         ):
             setattr(self, name, build.function(name, arity))
         self.rdtsc = build.function("host_tsc", 0)
+        self.host_khz = measure_khz(self.rdtsc)
 
     derive: Callable[[int], int]
     flush_translations: Callable[[int], int]

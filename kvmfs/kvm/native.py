@@ -9,6 +9,9 @@ from typing import Protocol
 
 
 class Native(Protocol):
+    host_khz: int
+    """Frequency of the host's time stamp counter."""
+
     def address(self, name: str) -> int:
         """Of a compiled function, for compiled code to call."""
 

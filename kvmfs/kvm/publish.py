@@ -27,6 +27,13 @@ class Publisher:
         self._store(mmu.SLOTS, self.slots)
         self._store(mmu.ATTRIBUTES, self.attributes)
 
+    @staticmethod
+    def preload() -> None:
+        """Import what the constructor will."""
+        import kvmfs.jit.mmu.tables
+
+        assert kvmfs.jit.mmu.tables
+
     def _store(self, at: int, table: Any) -> None:
         self._block[at] = self._tables.address(table)
 

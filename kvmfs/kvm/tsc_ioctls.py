@@ -12,7 +12,6 @@ from kvmfs.abi.vcpu import KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET
 from kvmfs.abi.vm import DeviceAttr
 from kvmfs.kvm.caller import Caller
 from kvmfs.kvm.dispatch import Table, fail, read_struct
-from kvmfs.kvm.tsc import host_khz
 
 if TYPE_CHECKING:
     from kvmfs.kvm.vcpu import Vcpu
@@ -28,7 +27,7 @@ def set_tsc_khz(vcpu: Vcpu, caller: Caller, arg: int) -> None:
     khz = arg & 0xFFFF_FFFF
     if khz >= MAX_KHZ:
         fail(errno.EINVAL)
-    vcpu.tsc.set_khz(khz or host_khz(vcpu.vm.native.rdtsc))
+    vcpu.tsc.set_khz(khz or vcpu.vm.native.host_khz)
 
 
 @table.ioctl(ioctls.KVM_GET_TSC_KHZ)

@@ -44,7 +44,7 @@ from kvmfs.kvm.cpuid import supported_cpuid
 from kvmfs.kvm.dispatch import Table, fail, read_struct
 from kvmfs.kvm.guest_cpuid import GuestCpuid
 from kvmfs.kvm.mce import MachineCheck
-from kvmfs.kvm.tsc import GuestTsc, host_khz
+from kvmfs.kvm.tsc import GuestTsc
 from kvmfs.kvm.words import Cpu
 from kvmfs.kvm.xstate import FP
 
@@ -89,7 +89,7 @@ class Vcpu:
         self.is_reset_bsp = vm.bsp_id == vcpu_id
         lint0 = self.is_reset_bsp and vm.has_quirk(KVM_X86_QUIRK_LINT0_REENABLED)
         self.lapic = Lapic(vcpu_id, lint0_extint=lint0) if vm.chips else None
-        self.tsc = GuestTsc(self.state, native.rdtsc, vm.tsc_generation, host_khz(native.rdtsc))
+        self.tsc = GuestTsc(self.state, native.rdtsc, vm.tsc_generation, native.host_khz)
         self.tsc.set_khz(vm.tsc_khz)
         self._create()
         self.reset()

@@ -18,12 +18,14 @@ from kvmfs.jit.mmu import layout as mmu
 from kvmfs.kvm import attributes, caps, dirty, guest_memfd, slots
 from kvmfs.kvm.block import Block
 from kvmfs.kvm.caller import Caller
+from kvmfs.kvm.cpuid import supported_cpuid
 from kvmfs.kvm.dispatch import Table, fail
 from kvmfs.kvm.eventlog import EventLog
+from kvmfs.kvm.hostcpu import host_cpu
 from kvmfs.kvm.native import Native
 from kvmfs.kvm.publish import Publisher
 from kvmfs.kvm.slots import Memory
-from kvmfs.kvm.tsc import TscGeneration, host_khz
+from kvmfs.kvm.tsc import TscGeneration
 from kvmfs.kvm.tsc_ioctls import MAX_KHZ
 from kvmfs.kvm.vcpu import Vcpu
 from kvmfs.kvm.words import IRQCHIP_KERNEL
@@ -74,7 +76,7 @@ class Vm:
         self.tss_address = 0
         self.identity_map_address = 0
         self.tsc_generation = TscGeneration()
-        self.tsc_khz = host_khz(native.rdtsc)
+        self.tsc_khz = native.host_khz
 
     def has_quirk(self, quirk: int) -> bool:
         """kvm_check_has_quirk."""
@@ -99,6 +101,26 @@ class Vm:
 
     def released(self) -> None:
         """vCPUs and guest_memfd files keep the VM; when the last of them goes, so does the process."""
+
+
+def preload() -> None:
+    """What is the same for all VMs, and what only a process with a file system can find out: once, before the fork."""
+    from kvmfs.kvm.compiled import compiled
+
+    host_cpu()
+    supported_cpuid()
+    compiled()
+
+
+def preload() -> None:
+    """What takes time, needs files, and is the same for all VMs: for the process that workers are forked from."""
+    from kvmfs.kvm.compiled import compiled
+    from kvmfs.kvm.msrs import feature_msrs, index_list
+
+    compiled()
+    Publisher.preload()
+    index_list()
+    feature_msrs()
 
 
 def create_vm(*, kind: int, client: int, passthrough: bool) -> Vm:
@@ -176,7 +198,7 @@ def set_tsc_khz(vm: Vm, caller: Caller, arg: int) -> None:
     khz = arg & 0xFFFF_FFFF
     if khz >= MAX_KHZ:
         fail(errno.EINVAL)
-    vm.tsc_khz = khz or host_khz(vm.native.rdtsc)
+    vm.tsc_khz = khz or vm.native.host_khz
 
 
 @own.ioctl(ioctls.KVM_CREATE_DEVICE)

@@ -103,6 +103,8 @@ class FakeClient:
 class FakeNative:
     """kvmfs.kvm.native.Native."""
 
+    host_khz = 1_000_000
+
     def __init__(self) -> None:
         self.flushes = 0
         self.ticks = 1_000_000

@@ -1,16 +1,21 @@
-"""Client processes, as far as the broker keeps anything about them: who is being borrowed.
+"""Client processes, as far as the broker keeps anything about them: their VMs, and who is being borrowed.
 
-Threads of one client are borrowed one at a time (an adoption stops all the others, and a thread has one tracer);
+Threads of one client are borrowed one at a time (an adoption may stop all the others, and a thread has one tracer);
 different clients don't wait for each other. Between the answer to its request and `finish` a borrowed thread stays
 stopped, and its client locked: a worker must not wait for another borrow of the same client while it holds one.
+
+While memory is adopted, nobody may write to it unseen. A thread that waits in a request of ours would not stop for
+ptrace without its ioctl failing with EINTR, and needs not: it stays where it is as long as it gets no answer. So all
+answers to that client are held back meanwhile, ours and those of its workers.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Protocol
 
 import trio
 
@@ -18,6 +23,13 @@ from kvmfs.client import fds
 from kvmfs.client.borrow import Borrow
 
 Log = Callable[[str], None]
+
+
+class Holding(Protocol):
+    """A VM, whose worker can hold its answers back."""
+
+    async def hold(self) -> None: ...
+    async def release(self) -> None: ...
 
 
 class Client:
@@ -28,6 +40,37 @@ class Client:
         self.users = 0
         self.turn = trio.Semaphore(1)  # held by tasks that are not the ones to release it
         self.pidfd = fds.Pidfd.of_process(tgid)
+        self.vms: set[Holding] = set()
+        self._postponed: list[Callable[[], object]] | None = None
+
+    @asynccontextmanager
+    async def held_back(self) -> AsyncIterator[None]:
+        """No thread of the client that waits for an answer gets one inside. The caller has the client's turn."""
+        self._postponed = []
+        vms = list(self.vms)
+        try:
+            async with trio.open_nursery() as nursery:
+                for vm in vms:
+                    nursery.start_soon(vm.hold)
+            yield
+        finally:
+            with trio.CancelScope(shield=True):
+                for vm in vms:
+                    await vm.release()
+            postponed, self._postponed = self._postponed, None
+            for answer in postponed:
+                answer()
+
+    @property
+    def is_held_back(self) -> bool:
+        return self._postponed is not None
+
+    def answer(self, answer: Callable[[], object]) -> None:
+        """Call `answer`, which lets a thread of the client go on, as soon as that may be."""
+        if self._postponed is None:
+            answer()
+        else:
+            self._postponed.append(answer)
 
 
 class Clients:
@@ -43,6 +86,14 @@ class Clients:
             client = self._clients[tgid] = Client(tgid)
         client.users += 1
         return client
+
+    def held_back_of(self, tid: int) -> Client | None:
+        """The client that thread `tid` belongs to, if answers to it are held back."""
+        if not any(client.is_held_back for client in self._clients.values()):
+            return None
+        with suppress(OSError):
+            return self._clients.get(fds.tgid_of(tid))
+        return None
 
     def put(self, client: Client) -> None:
         client.users -= 1

@@ -153,7 +153,14 @@ class Broker:
                 answer = reply.error(message.unique, errno.EPERM)
             case _:
                 answer = reply.error(message.unique, errno.EINVAL)
-        self._connection.reply(answer)
+        self._answer(message, answer)
+
+    def _answer(self, message: request.Request, answer: bytes) -> None:
+        client = self._clients.held_back_of(message.tid) if isinstance(message, request.Ioctl) else None
+        if client:
+            client.answer(lambda: self._connection.reply(answer))
+        else:
+            self._connection.reply(answer)
 
     def _ioctl(self, message: request.Ioctl) -> bytes:
         try:
@@ -184,18 +191,20 @@ class Broker:
                 await vm.start(self._zygote, kind=message.arg, passthrough=self._passthrough, **who)
             except OSError as error:
                 self._log_failure(message, error)
-                self._connection.reply(reply.ioctl(message.unique, -(error.errno or errno.EIO)))
+                self._answer(message, reply.ioctl(message.unique, -(error.errno or errno.EIO)))
                 return
             except BaseException:
                 self._connection.reply(reply.ioctl(message.unique, -errno.EIO))
                 raise
             finally:
                 del self._creations[message.unique]
+            client.vms.add(vm)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._hand_over, vm, client, message)
                 await vm.run()
         finally:
             if vm:
+                vm.client.vms.discard(vm)
                 vm.close()
             if client:
                 self._clients.put(client)
@@ -229,7 +238,7 @@ class Broker:
             if held:
                 await held.finish(-number)
             elif not getattr(error, "answered", False):
-                self._connection.reply(reply.ioctl(message.unique, -number))
+                self._answer(message, reply.ioctl(message.unique, -number))
             if not isinstance(error, OSError):
                 raise
         else:

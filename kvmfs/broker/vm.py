@@ -23,6 +23,7 @@ from kvmfs.broker.clients import Client, Held
 from kvmfs.broker.link import Link
 from kvmfs.broker.zygote import Zygote
 from kvmfs.client import fds as client_fds
+from kvmfs.client import maps
 from kvmfs.wire import mount, reply
 from kvmfs.wire.connection import Connection, Kind
 from kvmfs.worker import channel
@@ -32,6 +33,7 @@ Log = Callable[[str], None]
 Answer = tuple[Message, list[int]]
 
 _NAME_MAX: Final = 64
+_HOLD_PATIENCE: Final = 1.0  # seconds
 _CRASH_TEXT: Final = 8192  # bytes of a dead worker's stderr that are worth logging
 
 
@@ -46,6 +48,7 @@ class VmProcess:
         self._backing = 0
         self._goodbye = False
         self._started = trio.Event()
+        self._stopped = trio.Event()
         self._failure: OSError | None = None
         self.pid = 0
         self._pidfd = -1
@@ -96,7 +99,7 @@ class VmProcess:
             try:
                 async with trio.open_nursery() as requests:
                     await self._serve(requests)
-                    self._end("the VM's process has ended")
+                    self._end(f"the VM's process has ended\n{self.stderr()}".rstrip())
                     if not self._goodbye:
                         # At once: what is being opened for the worker waits for an answer.
                         mount, self._mount = self._mount, -1
@@ -105,6 +108,19 @@ class VmProcess:
                 for held in list(self._held.values()):
                     await held.finish(-errno.EIO)
                 self._held.clear()
+
+    # Answers held back ------------------------------------------------------------------------------------------------
+
+    async def hold(self) -> None:
+        """Returns when the worker answers nobody, or is not in a state to."""
+        self._stopped = trio.Event()
+        with trio.move_on_after(_HOLD_PATIENCE), suppress(channel.ChannelClosed):
+            await self._link.send({"op": "hold", "id": 0})
+            await self._stopped.wait()
+
+    async def release(self) -> None:
+        with suppress(channel.ChannelClosed):
+            await self._link.send({"op": "release"})
 
     async def _serve(self, nursery: trio.Nursery) -> None:
         while True:
@@ -117,7 +133,9 @@ class VmProcess:
                 self.kill()
                 continue
             operation = message.get("op")
-            if operation == "bye":
+            if operation is None:
+                self._stopped.set()  # the answer to hold
+            elif operation == "bye":
                 self._goodbye = True
             elif operation == "serving":
                 self._started.set()
@@ -187,8 +205,7 @@ class VmProcess:
         """The thread, borrowed now or by an earlier request of the same ioctl."""
         if held := self._held.get(tid):
             return held
-        if client_fds.tgid_of(tid) != self.client.tgid:
-            raise OSError(errno.ESRCH, f"{tid} is no thread of {self.client.tgid}")
+        self._checked(tid)
         message = reply.ioctl(unique, -errno.EIO)
         held = await Held.take(self.client, tid, lambda: self._connection.reply(message), self._log)
         self._held[tid] = held
@@ -214,6 +231,21 @@ class VmProcess:
             raise OSError(errno.EINVAL, f"{name} is no regular file")
         return fd
 
+    async def _adopt(self, message: Message, fds: list[int]) -> Answer:
+        address, length = int(message["address"]), int(message["length"])
+        held = await self._take(int(message["tid"]), int(message["unique"]))
+        async with self.client.held_back():
+            return {}, [await trio.to_thread.run_sync(held.borrow.adopt, address, length)]
+
+    async def _map_shared(self, message: Message, fds: list[int]) -> Answer:
+        tid = self._checked(int(message["tid"]))
+        return await trio.to_thread.run_sync(_map_shared, tid, int(message["address"]), int(message["length"]))
+
+    def _checked(self, tid: int) -> int:
+        if client_fds.tgid_of(tid) != self.client.tgid:
+            raise OSError(errno.ESRCH, f"{tid} is no thread of {self.client.tgid}")
+        return tid
+
     async def _finish(self, message: Message, fds: list[int]) -> Answer:
         held = self._held.pop(int(message["tid"]), None)
         if held:
@@ -221,9 +253,7 @@ class VmProcess:
         return {}, []
 
     async def _getfd(self, message: Message, fds: list[int]) -> Answer:
-        tid = int(message["tid"])
-        if client_fds.tgid_of(tid) != self.client.tgid:
-            raise OSError(errno.ESRCH, f"{tid} is no thread of {self.client.tgid}")
+        tid = self._checked(int(message["tid"]))
         fd = client_fds.getfd(tid, int(message["fd"]))
         answer: Message = {"description": client_fds.description(fd)}
         if client_fds.is_eventfd(fd):
@@ -247,10 +277,35 @@ class VmProcess:
 
     _OPERATIONS: Final[dict[str, Callable[[VmProcess, Message, list[int]], Awaitable[Answer]]]] = {
         "install": _install,
+        "adopt": _adopt,
+        "map_shared": _map_shared,
         "finish": _finish,
         "getfd": _getfd,
         "backing": _register_backing,
     }
+
+
+def _map_shared(tid: int, address: int, length: int) -> Answer:
+    """What [address, address + length) of the client consists of; in another OS thread, as a disk may be involved."""
+    pieces: list[tuple[int, int, str, int, int, bool]] = []
+    files: list[int] = []
+    try:
+        for piece in maps.backing(tid, address, length):
+            kind, index, writable = piece.kind, -1, True
+            if kind is maps.Kind.SHARED:
+                if len(files) == channel.MAX_FDS:
+                    raise OSError(errno.ENOMEM, f"more than {channel.MAX_FDS} mapped files behind one memory region")
+                try:
+                    files.append(maps.open_backing(tid, piece))
+                    index = len(files) - 1
+                    writable = fcntl.fcntl(files[index], fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+                except OSError:  # a device, or a file that we have no way to: page by page then
+                    kind = maps.Kind.OTHER
+            pieces.append((piece.address, piece.length, kind.name, index, piece.offset, writable))
+    except BaseException:
+        channel.close_all(files)
+        raise
+    return {"pieces": pieces}, files
 
 
 def _is_memfd(fd: int) -> bool:

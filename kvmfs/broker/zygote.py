@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,7 +31,6 @@ class Zygote:
         self._lock = trio.Lock()
         self._answer: trio.MemorySendChannel[tuple[channel.Message, list[int]]]
         self._answer, self._answers = trio.open_memory_channel[tuple[channel.Message, list[int]]](1)
-        self.ended: Callable[[int, int], None] = lambda pid, status: None  # a worker's end: its wait status
         ours, theirs = channel.pair()
         root = str(Path(kvmfs.__file__).parent.parent)
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -41,7 +41,8 @@ class Zygote:
                     [sys.executable, "-m", "kvmfs.worker.zygote", str(theirs.fileno()), str(empty), core],
                     pass_fds=[theirs.fileno(), empty],
                     stdin=subprocess.DEVNULL,
-                    env={**os.environ, "PYTHONPATH": path},
+                    # OpenBLAS, which numpy brings along, would have threads
+                    env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
                 )
         finally:
             os.close(empty)
@@ -59,7 +60,7 @@ class Zygote:
                 if "ready" in message:
                     self._ready.set()
                 elif "exited" in message:
-                    self.ended(message["exited"], message["status"])
+                    self._log_end(message["exited"], message["status"])
                 else:
                     await self._answer.send((message, fds))
         except channel.ChannelClosed:
@@ -71,6 +72,12 @@ class Zygote:
             self._process.kill()  # it may be compiling, and would see our end late
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self._process.wait)
+
+    def _log_end(self, pid: int, status: int) -> None:
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGKILL:
+            self._log(f"VM process {pid} was ended by {signal.Signals(os.WTERMSIG(status)).name}")
+        elif status:
+            self._log(f"VM process {pid} ended with status {os.waitstatus_to_exitcode(status)}")
 
     async def wait_ready(self) -> None:
         await self._ready.wait()

@@ -109,6 +109,9 @@ class Server:
         while True:
             why = self._native.serve(reader.address)
             if why == block.ENDED:
+                error = -reader.result()
+                if error not in (errno.ENODEV, errno.ECONNABORTED):
+                    self.broker.tell("log", text=f"worker: reading its connection: {os.strerror(error)}")
                 self._end()
             with self._pool:
                 try:

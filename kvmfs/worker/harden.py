@@ -28,18 +28,18 @@ CAP_SYS_PTRACE: Final = 19
 _CAPABILITY_VERSION_3: Final = 0x20080522
 
 
-def leave_filesystem(empty: int) -> None:
-    """Make `empty`, a directory, the root: nothing can be reached by path any more. OSError(EPERM)."""
-    os.fchdir(empty)
-    os.chroot(".")
+def harden(client: int, uid: int, gid: int, empty: int) -> None:
+    """Give up all that is not needed, for good. To be called with one thread.
 
-
-def harden(client: int, uid: int, gid: int) -> None:
-    """Give up all that is not needed, for good. To be called with one thread. `client`: its tgid; its user and group.
+    client: its tgid; uid, gid: its user and group. empty: an empty directory, closed here, that becomes the root.
 
     OSError when the kernel refuses: then the process must not go on.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.fchdir(empty)
+    os.close(empty)
+    with suppress(PermissionError):  # the filter forbids paths anyway
+        os.chroot(".")
     _drop_bounding_set()
     syscall(Sys.PRCTL, PR_SET_KEEPCAPS, 1, 0, 0, 0)
     with suppress(PermissionError):  # in a user namespace without other users, or not root at all

@@ -22,6 +22,8 @@ for the page (FUSE_NOTIFY_RETRIEVE); whichever reader gets the FUSE_NOTIFY_REPLY
 changed goes back with FUSE_NOTIFY_STORE before the ioctl is answered.
 """
 
+from collections.abc import Callable
+
 # mypy: disable-error-code="no-any-return"
 from kvmfs.abi.run import KVM_PIO_PAGE_OFFSET, Run
 from kvmfs.jit.build import Group, compiled
@@ -71,6 +73,13 @@ from kvmfs.worker.block import (
 )
 
 group = Group("worker", __name__)
+PREFIX = "worker_"
+
+
+def native(function: Callable[..., int]) -> Callable[..., int]:
+    """Callable from Python: a member of the group; names of members are unique among all groups."""
+    return group.add(function, PREFIX + function.__name__)
+
 
 CONN_FD, CONN_TGID, CONN_CACHED, CONN_SEATS = Conn.FUSE_FD, Conn.TGID, Conn.CACHED, Conn.SEATS
 CONN_SEAT_COUNT, CONN_READERS, CONN_READER_COUNT = Conn.SEAT_COUNT, Conn.READERS, Conn.READER_COUNT
@@ -136,7 +145,7 @@ def say(reader: int, length: int) -> int:
     return syscall(SYS_WRITE, load64(conn + CONN_FD), load64(reader + READER_REPLY), length, 0, 0, 0)
 
 
-@group.add
+@native
 def pass_gate(conn: int) -> int:
     """Wait until replies may be written; to be followed by leave_gate()."""
     while True:
@@ -147,12 +156,12 @@ def pass_gate(conn: int) -> int:
         syscall(SYS_FUTEX, conn + CONN_HOLD, FUTEX_WAIT_PRIVATE, 1, 0, 0, 0)
 
 
-@group.add
+@native
 def leave_gate(conn: int) -> int:
     return atomic_add(conn + CONN_WRITING, -1)
 
 
-@group.add
+@native
 def hold(conn: int) -> int:
     """Close the gate; on return no reply is being written."""
     atomic_xchg(conn + CONN_HOLD, 1)
@@ -161,7 +170,7 @@ def hold(conn: int) -> int:
     return 0
 
 
-@group.add
+@native
 def release(conn: int) -> int:
     atomic_xchg(conn + CONN_HOLD, 0)
     return syscall(SYS_FUTEX, conn + CONN_HOLD, FUTEX_WAKE_PRIVATE, ALL, 0, 0, 0)
@@ -185,7 +194,7 @@ def answer_ioctl(reader: int, unique: int, result: int) -> None:
 # The vCPU mutex ---------------------------------------------------------------------------------------------------
 
 
-@group.add
+@native
 def take(seat: int) -> int:
     """Take the vCPU's mutex: 1; or count the caller among those who wait for it: 0."""
     lock(seat)
@@ -198,7 +207,7 @@ def take(seat: int) -> int:
     return taken
 
 
-@group.add
+@native
 def give(seat: int) -> int:
     """Give the mutex back: 0; or, when requests wait for it, keep it for one of them, no longer counted: 1."""
     lock(seat)
@@ -232,7 +241,7 @@ def interrupt_run(conn: int, unique: int) -> int:
     return 0
 
 
-@group.add
+@native
 def interrupt(conn: int, unique: int) -> int:
     """FUSE_INTERRUPT for `unique`: 1 when some reader or vCPU has that request, else 0."""
     if interrupt_run(conn, unique):
@@ -250,7 +259,7 @@ def interrupt(conn: int, unique: int) -> int:
 # The caller -------------------------------------------------------------------------------------------------------
 
 
-@group.add
+@native
 def is_client(conn: int, tid: int) -> int:
     """Whether the thread is one of the client's: 1 or 0. KVM compares the mm; ours is the next best thing."""
     # Signal 0 only checks. ESRCH: no such thread in that process; EPERM: there is, but it is not ours to signal.
@@ -312,7 +321,7 @@ def store_page(reader: int, seat: int) -> None:
         store_piece(reader, seat, PIO_PAGE, min(load8(page + IO_SIZE) * load32(page + IO_COUNT), PAGE))
 
 
-@group.add
+@native
 def enter(reader: int) -> int:
     """Run the vCPU in SEAT, whose mutex is ours and whose run is published, and answer. 0, HANDOVER or SERVE_VCPU."""
     seat = load64(reader + READER_SEAT)
@@ -322,7 +331,7 @@ def enter(reader: int) -> int:
     return finish_run(reader, result)
 
 
-@group.add
+@native
 def finish_run(reader: int, result: int) -> int:
     """Answer the KVM_RUN in SEAT. 0, or HANDOVER when the mutex goes on to a request that waits for it."""
     conn, seat = load64(reader + READER_CONN), load64(reader + READER_SEAT)
@@ -342,7 +351,7 @@ def finish_run(reader: int, result: int) -> int:
     return 0
 
 
-@group.add
+@native
 def start_run(reader: int) -> int:
     """KVM_RUN on SEAT, whose mutex is ours. 0, HANDOVER or SERVE_VCPU."""
     conn, seat = load64(reader + READER_CONN), load64(reader + READER_SEAT)
@@ -392,7 +401,7 @@ def run_request(reader: int, conn: int, message: int) -> int:
     return start_run(reader)
 
 
-@group.add
+@native
 def serve(reader: int) -> int:
     """Read and serve until Python is needed; returns why (block.py)."""
     conn, message = load64(reader + READER_CONN), load64(reader + READER_BUFFER)

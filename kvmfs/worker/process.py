@@ -20,23 +20,28 @@ from kvmfs.worker.readers import Native
 class Core(Protocol):
     """The module that knows what a VM is."""
 
-    def create_vm(self, *, kind: int, client: int, passthrough: bool) -> Node: ...
+    def preload(self) -> None:
+        """Called once, before any create_vm, in the process that workers are forked from."""
+
+    def create_vm(self, *, kind: int, client: int, passthrough: bool) -> Node:
+        """The VM's node. From when this has returned there is no file system any more. OSError."""
 
 
 _native: Native | None = None
 
 
-def preload() -> None:
+def preload(core: Core) -> None:
     """What takes time and is the same for all workers: done in the zygote."""
     global _native
     _native = Native()
+    core.preload()
 
 
-def run(core: Core, fuse_fd: int, control: socket.socket, settings: channel.Message) -> int:
+def run(core: Core, fuse_fd: int, control: socket.socket, empty: int, settings: channel.Message) -> int:
     """Serve one VM until it is gone. In a fresh child of the zygote; returns the exit status.
 
-    settings: kind, the argument of KVM_CREATE_VM; client, the tgid, and its uid and gid; passthrough, whether to try
-    it.
+    empty: an empty directory. settings: kind, the argument of KVM_CREATE_VM; client, the tgid, and its uid and gid;
+    passthrough, whether to try it.
     """
     assert _native
     faulthandler.enable()
@@ -51,7 +56,7 @@ def run(core: Core, fuse_fd: int, control: socket.socket, settings: channel.Mess
     except OSError as error:
         broker.tell("failed", errno=error.errno, what=str(error))
         return 0
-    harden(client, settings["uid"], settings["gid"])
+    harden(client, settings["uid"], settings["gid"], empty)
     server = Server(connection, broker, _native, client=client, vm=vm)
     server.start()
     broker.tell("serving", passthrough=negotiated.passthrough, resend=negotiated.resend)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 from kvmfs.jit import build
+from kvmfs.jit.raw import s64
 from kvmfs.kvm.block import Block
 from kvmfs.wire.connection import BUFFER_SIZE
 from kvmfs.worker import block, loop
@@ -18,7 +19,7 @@ class Native:
     def __init__(self) -> None:
         for name, function in loop.group.members.items():
             code = getattr(function, "py_func", function).__code__
-            setattr(self, name, build.function(name, code.co_argcount))
+            setattr(self, name.removeprefix(loop.PREFIX), build.function(name, code.co_argcount))
 
     serve: Callable[[int], int]
     enter: Callable[[int], int]
@@ -48,9 +49,13 @@ class ReaderThread:
     def start(self) -> None:
         self._thread.start()
 
+    def result(self) -> int:
+        """What read(2) gave last: a length or a negative errno."""
+        return s64(self.block[Reader.LENGTH])
+
     def message(self) -> bytes:
         """The message that was read last."""
-        return self._buffer.read(0, self.block[Reader.LENGTH])
+        return self._buffer.read(0, self.result())
 
 
 class Pool:

@@ -31,10 +31,11 @@ ALLOWED: Final = {
     "getrandom": 318, "memfd_create": 319, "membarrier": 324, "rseq": 334,
 }  # fmt: skip
 NEWFSTATAT: Final = 262  # fstat(3) of newer C libraries; what it could tell of paths, the empty root directory does not
-CLONE, FCNTL, PRCTL, TGKILL, PROCESS_VM_READV, PROCESS_VM_WRITEV, CLONE3 = 56, 72, 157, 234, 310, 311, 435
+IOCTL, CLONE, FCNTL, PRCTL, TGKILL, PROCESS_VM_READV, PROCESS_VM_WRITEV, CLONE3 = 16, 56, 72, 157, 234, 310, 311, 435
 
 CLONE_THREAD: Final = 0x10000
 PR_SET_NAME: Final = 15
+PROCMAP_QUERY: Final = 0xC068_6611  # on the client's /proc/PID/maps: may it write there?
 FCNTL_COMMANDS: Final = (1, 2, 3, 4, 1030, 1033, 1034)  # F_GETFD, SETFD, GETFL, SETFL, DUPFD_CLOEXEC, ADD/GET_SEALS
 
 
@@ -56,6 +57,7 @@ def rules(own: int, client: int) -> list[tuple[int, tuple[Where, ...]]]:
         (PRCTL, (Where(0, PR_SET_NAME),)),
         (TGKILL, (Where(0, own),)),  # raise(3), abort(3)
         (TGKILL, (Where(0, client), Where(2, 0))),  # is this thread the client's?
+        (IOCTL, (Where(1, PROCMAP_QUERY),)),
         (PROCESS_VM_READV, (Where(0, client),)),
         (PROCESS_VM_WRITEV, (Where(0, client),)),
     ]

@@ -22,7 +22,6 @@ import sys
 from typing import NoReturn
 
 from kvmfs.worker import channel, process
-from kvmfs.worker.harden import leave_filesystem
 
 
 def main() -> None:
@@ -35,18 +34,15 @@ def main() -> None:
     broker.set_inheritable(False)
     empty = int(sys.argv[2])
     core: process.Core = importlib.import_module(sys.argv[3])
-    process.preload()
+    process.preload(core)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    with contextlib.suppress(PermissionError):  # seccomp is what counts (harden.py)
-        leave_filesystem(empty)
-    os.close(empty)
     gc.collect()
     gc.freeze()
     channel.send(broker, {"ready": True})
-    _serve(broker, core, null)
+    _serve(broker, core, null, empty)
 
 
-def _serve(broker: socket.socket, core: process.Core, null: int) -> None:
+def _serve(broker: socket.socket, core: process.Core, null: int, empty: int) -> None:
     wakeup, wakeup_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wakeup_in, warn_on_full_buffer=False)
@@ -71,7 +67,7 @@ def _serve(broker: socket.socket, core: process.Core, null: int) -> None:
         if pid == 0:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _become_worker(core, message, fds, null)
+            _become_worker(core, message, fds, null, empty)
         channel.close_all(fds)
         pidfd = os.pidfd_open(pid)
         with contextlib.suppress(channel.ChannelClosed):
@@ -79,7 +75,7 @@ def _serve(broker: socket.socket, core: process.Core, null: int) -> None:
         os.close(pidfd)
 
 
-def _become_worker(core: process.Core, settings: channel.Message, fds: list[int], null: int) -> NoReturn:
+def _become_worker(core: process.Core, settings: channel.Message, fds: list[int], null: int, empty: int) -> NoReturn:
     """In the child: nothing but the worker's own descriptors stays open."""
     status = 1
     try:
@@ -87,15 +83,22 @@ def _become_worker(core: process.Core, settings: channel.Message, fds: list[int]
         os.dup2(stderr_fd, 2)
         os.dup2(null, 0)
         os.dup2(null, 1)
-        first, second = sorted((fuse_fd, control_fd))
-        os.closerange(3, first)
-        os.closerange(first + 1, second)
-        os.closerange(second + 1, 1 << 20)
-        status = process.run(core, fuse_fd, socket.socket(fileno=control_fd), settings)
+        _close_all_but({fuse_fd, control_fd, empty})
+        status = process.run(core, fuse_fd, socket.socket(fileno=control_fd), empty, settings)
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(status)
+
+
+def _close_all_but(keep: set[int]) -> None:
+    """Standard descriptors stay, too."""
+    start = 3
+    for fd in sorted(keep):
+        if start < fd:
+            os.closerange(start, fd)
+        start = fd + 1
+    os.closerange(start, 1 << 20)
 
 
 def _reap(broker: socket.socket) -> None:

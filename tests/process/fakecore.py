@@ -125,6 +125,10 @@ class FakeVm:
         pass
 
 
+def preload() -> None:
+    pass
+
+
 def create_vm(*, kind: int, client: int, passthrough: bool) -> FakeVm:
     if kind == REFUSED_BY_WORKER:
         raise OSError(errno.EDOM, "no such kind")

@@ -5,6 +5,6 @@ from pathlib import Path
 
 Path(os.environ["KVMFS_TEST_GATE"]).read_text()
 
-from tests.process.fakecore import create_vm  # noqa: E402
+from tests.process.fakecore import create_vm, preload  # noqa: E402
 
-__all__ = ["create_vm"]
+__all__ = ["create_vm", "preload"]

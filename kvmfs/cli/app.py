@@ -9,6 +9,7 @@ from typing import Annotated, Final, NoReturn
 
 import typer
 
+import kvmfs
 from kvmfs.cli.run import Options, Transport
 
 USAGE: Final = 2
@@ -18,20 +19,28 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="A [bold]/dev/kvm[/bold] without a hypervisor: unmodified VMMs, guests run in software.",
-    epilog="Start with [bold]kvmfs check[/bold], then [bold]kvmfs run -- CMD[/bold].",
+    help="A **/dev/kvm** without a hypervisor: unmodified VMMs, guests run in software.",
+    epilog="Start with **kvmfs check**, then **kvmfs run -- CMD**.",
 )
-
-
-@app.callback()
-def kvmfs() -> None:
-    """Commands stand by their names even where there is but one."""
 
 
 class ExitStatus(SystemExit):
     """The exit status of a command that ran, whatever it is."""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"kvmfs {kvmfs.__version__}")
+        raise ExitStatus(0)
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Options of all commands; the help is that of `app`."""
 
 
 TransportOption = Annotated[
@@ -66,11 +75,11 @@ def _fail(message: object, status: int) -> NoReturn:
 
 @app.command(
     context_settings={"allow_interspersed_args": False},
-    epilog="""Exit status: that of CMD, 128 + n if signal n ended it; [bold]125[/bold] kvmfs itself failed,
-    [bold]126[/bold] CMD cannot be executed, [bold]127[/bold] CMD was not found.""",
+    epilog="""Exit status: that of CMD, 128 + n if signal n ended it; **125** kvmfs itself failed,
+    **126** CMD cannot be executed, **127** CMD was not found.""",
 )
 def run(
-    command: Annotated[list[str], typer.Argument(metavar="CMD...", help="The program and its arguments.")],
+    command: Annotated[list[str], typer.Argument(metavar="CMD", help="The program and its arguments.")],
     device: DeviceOption = Path("/dev/kvm"),
     transport: TransportOption = Transport.AUTO,
     passthrough: Passthrough = None,
@@ -84,9 +93,9 @@ def run(
     Root is not needed where user namespaces are allowed. Signals go on to CMD; stdin, stdout, stderr and the terminal
     are its own.
 
-    [dim]kvmfs run -- qemu-system-x86_64 -enable-kvm -nographic disk.img[/dim]
+    `kvmfs run -- qemu-system-x86_64 -enable-kvm -nographic disk.img`
 
-    [dim]kvmfs run -- cargo test[/dim]
+    `kvmfs run -- cargo test`
     """
     from kvmfs.cli import serving
     from kvmfs.cli.processes import StartError
@@ -102,7 +111,7 @@ def run(
     raise ExitStatus(status)
 
 
-@app.command(epilog="Exit status: 0 stopped by SIGTERM or SIGINT, [bold]125[/bold] there is no device.")
+@app.command(epilog="Exit status: 0 stopped by SIGTERM or SIGINT, **125** there is no device.")
 def serve(
     device: DeviceOption = Path("/dev/kvm"),
     transport: TransportOption = Transport.AUTO,
@@ -130,7 +139,7 @@ def serve(
     Goes to the background when the device answers, and prints its pid. VMs that exist when it stops live on until they
     are closed; the device is gone at once.
 
-    [dim]kvmfs serve --group kvm --mode 0660[/dim]
+    `kvmfs serve --group kvm --mode 0660`
     """
     from kvmfs.cli import serve as daemon
     from kvmfs.cli import serving
@@ -154,11 +163,11 @@ def serve(
         _fail(error, error.status)
 
 
-@app.command(epilog="Exit status: 0 kvmfs run works here, [bold]1[/bold] something it needs is missing.")
+@app.command(epilog="Exit status: 0 kvmfs run works here, **1** something it needs is missing.")
 def check(
     json: Annotated[bool, typer.Option("--json", help="Print findings by code, for scripts.")] = False,
 ) -> None:
-    """Try everything kvmfs needs, and name what is missing and what to do about it.
+    """Try everything kvmfs needs; name what is missing, and the cure.
 
     Nothing is changed. /dev/kvm is not opened, which would load kvm.ko.
     """
@@ -182,8 +191,9 @@ def warm(
         int | None, typer.Option("--jobs", "-j", min=1, help="Processes. Default: as many as CPUs.", show_default=False)
     ] = None,
 ) -> None:
-    """Compile the vCPU into the cache, once per version of kvmfs and numba. The first VM does it otherwise, and waits.
+    """Compile the vCPU into the cache.
 
+    Needed once per version of kvmfs and numba; otherwise the first VM has to wait for it.
     $KVMFS_CACHE_DIR or $XDG_CACHE_HOME/kvmfs or ~/.cache/kvmfs holds the cache.
     """
     from kvmfs.cli import warm as cache

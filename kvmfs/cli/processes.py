@@ -8,11 +8,9 @@ happens: a killed launcher takes the command with it, as if it had executed it i
 clean up. The launcher has one thread. exec of a set-user-ID program clears the setting.
 """
 
-import contextlib
 import errno
 import logging
 import os
-import resource
 import select
 import signal
 import sys
@@ -28,6 +26,7 @@ from kvmfs.wire.mount import CLONE_NEWNS
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
+_LAST_FD: Final = 0xFFFFFFFF
 _START: Final = 60_000
 """Milliseconds that the broker has to be ready,"""
 _GRACE: Final = 5000
@@ -54,8 +53,33 @@ class Serve(Protocol):
     ) -> None: ...
 
 
-def start_broker(device: Device, serve: Callable[[Connection, Callable[[], None]], None]) -> int:
-    """Fork the process that serves the device, and wait until it does: its pid. The connection is its own from now on.
+class Broker:
+    """The broker as its parent sees it. ``running`` until it has been waited for."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.running = True
+
+    def stop(self) -> None:
+        """End it: SIGTERM, and SIGKILL if that takes too long."""
+        if not self.running:
+            return
+        os.kill(self.pid, signal.SIGTERM)
+        fd = os.pidfd_open(self.pid)
+        try:
+            waiter = select.poll()
+            waiter.register(fd, select.POLLIN)
+            if not waiter.poll(_GRACE):
+                print(f"kvmfs: the broker ({self.pid}) does not stop; killed", file=sys.stderr)
+                os.kill(self.pid, signal.SIGKILL)
+        finally:
+            os.close(fd)
+        os.waitpid(self.pid, 0)
+        self.running = False
+
+
+def start_broker(device: Device, serve: Callable[[Connection, Callable[[], None]], None]) -> Broker:
+    """Fork the process that serves the device, and wait until it does. The connection is its own from now on.
 
     :param serve: gets the connection and what to call when ready; runs in the new process.
     :raises StartError: it ended before it was ready, having said why.
@@ -74,18 +98,19 @@ def start_broker(device: Device, serve: Callable[[Connection, Callable[[], None]
             traceback.print_exc()
         finally:
             os._exit(status)
+    broker = Broker(pid)
     os.close(child_end)
     device.leave_connection()
     with os.fdopen(parent_end, "rb", buffering=0) as pipe:
         waiter = select.poll()
         waiter.register(pipe, select.POLLIN)
         if not waiter.poll(_START):
-            stop(pid)
+            broker.stop()
             raise StartError(f"the broker is not ready after {_START // 1000} s", 125)
         if not pipe.read(1):
             _, status = os.waitpid(pid, 0)
             raise StartError(f"the broker did not start ({describe(status)})", 125)
-    return pid
+    return broker
 
 
 def _become_broker(launcher: int, keep: set[int]) -> None:
@@ -101,11 +126,10 @@ def _become_broker(launcher: int, keep: set[int]) -> None:
     os.dup2(null, 1)
     last = 2
     for fd in sorted(keep):
-        os.closerange(last + 1, fd)
+        if fd > last + 1:
+            syscall(Sys.CLOSE_RANGE, last + 1, fd - 1, 0)
         last = fd
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    os.closerange(last + 1, soft)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    syscall(Sys.CLOSE_RANGE, last + 1, _LAST_FD, 0)
 
 
 def _tell(fd: int) -> None:
@@ -166,22 +190,6 @@ def _default_signals() -> None:
         signal.signal(name, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def stop(pid: int) -> None:
-    """End a child: SIGTERM, and SIGKILL if that takes too long."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
-    fd = os.pidfd_open(pid)
-    try:
-        waiter = select.poll()
-        waiter.register(fd, select.POLLIN)
-        if not waiter.poll(_GRACE):
-            print(f"kvmfs: the broker ({pid}) does not stop; killed", file=sys.stderr)
-            os.kill(pid, signal.SIGKILL)
-    finally:
-        os.close(fd)
-    os.waitpid(pid, 0)
 
 
 def exit_status(wait_status: int) -> int:

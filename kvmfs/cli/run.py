@@ -12,6 +12,7 @@ forked and not executed, keeps all capabilities, among them CAP_SYS_PTRACE over 
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -48,24 +49,22 @@ def run(command: Sequence[str], options: Options, serve: processes.Serve, log: l
     :raises processes.StartError: the broker or the command do not start.
     """
     mask = supervise.block_signals()
-    device = _private_device(options)
-    try:
+    with ExitStack() as undo:
+        device = _private_device(options)
+        undo.callback(device.remove)
 
         def served(connection: Connection, ready: Callable[[], None]) -> None:
             serve(connection, log=log, passthrough=options.passthrough, ready=ready)
 
         broker = processes.start_broker(device, served)
+        undo.callback(broker.stop)
         try:
             # In a user namespace the root node belongs to nobody, and cannot be opened for writing, until the kernel
             # has asked for its attributes.
             options.device.stat()
-            child = processes.start_command(command, mask)
-        except BaseException:
-            processes.stop(broker)
-            raise
-        return supervise.supervise(child, broker)
-    finally:
-        device.remove()
+        except OSError as error:
+            raise SetupError(f"the device does not answer: {error}") from None
+        return supervise.supervise(processes.start_command(command, mask), broker)
 
 
 def _private_device(options: Options) -> Device:

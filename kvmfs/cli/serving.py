@@ -1,6 +1,7 @@
-"""The broker as a process's main function: until SIGTERM, or until the device is gone."""
+"""The broker as a process's main function: until SIGTERM or SIGINT, or until the device is gone."""
 
 import logging
+import resource
 import signal
 from collections.abc import Callable
 
@@ -13,12 +14,16 @@ def serve(connection: Connection, *, log: logging.Logger, passthrough: bool | No
     :param passthrough: None: where the kernel can.
     :param ready: called when clients are served.
     """
+    # Three descriptors a VM, and what a client passes: more than the soft limit of most systems.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
     import trio
 
     from kvmfs import broker
 
     async def until_terminated(scope: trio.CancelScope) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for _ in signals:
                 scope.cancel()
 

@@ -37,8 +37,8 @@ def block_signals() -> set[signal.Signals]:
     return {signal.Signals(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, _TAKEN)}
 
 
-def supervise(command: int, broker: int) -> int:
-    """Wait for the command, then stop the broker. :returns: the exit status, 128 + n for signal n.
+def supervise(command: int, broker: processes.Broker) -> int:
+    """Wait for the command. :returns: its exit status, 128 + n for signal n.
 
     The broker's death is reported; the command goes on without it.
     """
@@ -50,15 +50,13 @@ def supervise(command: int, broker: int) -> int:
                 os.kill(command, info.si_signo)
             continue
         for pid, status in _changes():
-            if pid == broker:
+            if pid == broker.pid:
                 print("kvmfs: the broker is gone; the device fails from now on", file=sys.stderr)
-                broker = 0
+                broker.running = False
             elif pid == command and os.WIFSTOPPED(status):
                 if os.WSTOPSIG(status) in _JOB_CONTROL:
                     os.kill(os.getpid(), signal.SIGSTOP)
             elif pid == command:
-                if broker:
-                    processes.stop(broker)
                 return processes.exit_status(status)
 
 

@@ -5,15 +5,19 @@ import resource
 import signal
 from collections.abc import Callable
 
+from kvmfs.cli.caps import Capability, effective, in_initial_user_namespace
 from kvmfs.wire.connection import Connection
 
 
 def serve(connection: Connection, *, log: logging.Logger, passthrough: bool | None, ready: Callable[[], None]) -> None:
     """Serve the device. VMs that exist then live on in their workers until their clients close them.
 
-    :param passthrough: None: where the kernel can.
+    :param passthrough: None: where the kernel allows it.
     :param ready: called when clients are served.
     """
+    if passthrough is None:
+        # Kernels that have it offer it to every mount, and refuse it later (fs/fuse/passthrough.c, fuse_backing_open).
+        passthrough = Capability.SYS_ADMIN in effective() and in_initial_user_namespace()
     # Three descriptors a VM, and what a client passes: more than the soft limit of most systems.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -30,7 +34,7 @@ def serve(connection: Connection, *, log: logging.Logger, passthrough: bool | No
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(until_terminated, nursery.cancel_scope)
-            await broker.serve(connection, log=log.info, passthrough=passthrough is not False, ready=ready)
+            await broker.serve(connection, log=log.info, passthrough=passthrough, ready=ready)
             nursery.cancel_scope.cancel()
 
     trio.run(main)

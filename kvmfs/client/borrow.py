@@ -87,6 +87,7 @@ class Borrow:
         self.tid = tid
         self._calls: queue.SimpleQueue[_Call[Any] | None] = queue.SimpleQueue()
         self._over = False
+        self._parked = False  # the OS thread waits for a client that may never stop
         self._tracee: Tracee | None = None  # this and the next belong to the OS thread
         self._injection: Injection | None = None
         self._thread = threading.Thread(target=self._serve, name=f"borrow-{tid}", daemon=True)
@@ -136,13 +137,23 @@ class Borrow:
         OSError, and nothing has changed: EINVAL, EBUSY, ENOMEM, EMFILE, ESRCH, EIO.
         """
 
-        def work(injection: Injection) -> int:
-            memfd = adopt.adopt(injection, address, length)
-            if self._over:
-                os.close(memfd)
-            return memfd
+        made: list[int] = []
 
-        return self.run(work, PATIENCE + length / _COPY_SPEED)
+        def discard() -> None:
+            with contextlib.suppress(IndexError):
+                os.close(made.pop())
+
+        def work(injection: Injection) -> None:
+            made.append(adopt.adopt(injection, address, length))
+            if self._over:
+                discard()
+
+        try:
+            self.run(work, PATIENCE + length / _COPY_SPEED)
+        except BaseException:
+            discard()
+            raise
+        return made.pop()
 
     def syscall(self, number: int, *args: int) -> int:
         """Make the thread do a system call. OSError with the errno it gave; ESRCH, EIO."""
@@ -177,6 +188,8 @@ class Borrow:
         with contextlib.suppress(OSError):
             self._call(lambda: self._detach(None))
         self._end()
+        if not self._parked:
+            self._thread.join()  # where the client runs, only the thread's end lets it go
 
     def __enter__(self) -> Borrow:
         return self
@@ -198,16 +211,14 @@ class Borrow:
             if (dead := _is_dead(self.tid)) or time.monotonic() > deadline:
                 call.give_up()
                 if call.given_up:
-                    self._over = True
+                    self._over = self._parked = True
                     raise OSError(errno.ESRCH if dead else errno.EIO, f"thread {self.tid} did not stop")
         return call.outcome()
 
     def _end(self) -> None:
-        """Have the OS thread end, and see it end unless it is parked."""
         if not self._over:
             self._over = True
             self._calls.put(None)
-            self._thread.join()
 
     # The OS thread's side.
 
@@ -229,7 +240,7 @@ class Borrow:
                 self._tracee = Tracee(self.tid)
                 return
             except OSError as error:
-                if error.errno != errno.EBUSY or time.monotonic() > deadline or not _is_ours(self.tid):
+                if error.errno != errno.EBUSY or time.monotonic() > deadline or not _is_passing(self.tid):
                     raise
             time.sleep(_PARTING / 100)  # the OS thread of a Borrow before us is about to end
 
@@ -258,6 +269,7 @@ def _is_dead(tid: int) -> bool:
         return True
 
 
-def _is_ours(tid: int) -> bool:
-    """Whether the tracer of a thread is a thread of our process."""
-    return Path(f"/proc/self/task/{status_of(tid)['TracerPid']}").exists()
+def _is_passing(tid: int) -> bool:
+    """Whether the tracer of a thread is a thread of our process, or gone by now."""
+    tracer = status_of(tid)["TracerPid"]
+    return Path(f"/proc/self/task/{tracer}").exists() or not Path(f"/proc/{tracer}").exists()

@@ -33,9 +33,11 @@ class Userfault:
         theirs = _create(injection)
         try:
             self._fd = getfd(injection.tracee.tid, theirs)
-        finally:
+        except BaseException:
             injection.syscall(SYS_CLOSE, theirs)
+            raise
         try:
+            injection.syscall(SYS_CLOSE, theirs)
             self._ioctl(_API, _API_VERSION, 0, 0)
         except BaseException:
             os.close(self._fd)

@@ -1,6 +1,7 @@
 /* install DEVICE ROUNDS FLAGS: asks for an fd ROUNDS times, from the main thread or, by FLAGS, otherwise.
    t: from another thread; u: which has a descriptor table of its own; x: the main thread has exited;
-   v: from a vforked child; s: under a seccomp filter that allows what this program does and kills it for the rest. */
+   v: from a vforked child; s: under a seccomp filter that allows what this program does and kills it for the rest;
+   S: under one that allows everything. */
 #include "client.h"
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -69,14 +70,14 @@ static void *ask(void *unused)
 	_exit(0);
 }
 
-static void filter(void)
+static void filter(int all)
 {
 #define ALLOW(n) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_##n, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)
 	struct sock_filter code[] = {
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
 		ALLOW(ioctl), ALLOW(dup), ALLOW(close), ALLOW(fcntl), ALLOW(pread64), ALLOW(write), ALLOW(exit_group),
-		ALLOW(newfstatat), ALLOW(fstat), ALLOW(brk), ALLOW(mmap), ALLOW(getrandom),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+		ALLOW(newfstatat), ALLOW(fstat), ALLOW(brk), ALLOW(mmap), ALLOW(getrandom), ALLOW(prctl), ALLOW(seccomp),
+		BPF_STMT(BPF_RET | BPF_K, all ? SECCOMP_RET_ALLOW : SECCOMP_RET_KILL_PROCESS),
 	};
 	struct sock_fprog program = {sizeof(code) / sizeof(*code), code};
 	check(!prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
@@ -91,8 +92,10 @@ int main(int count, char **words)
 	const char *flags = words[3];
 	unshared = !!strchr(flags, 'u');
 	alone = !!strchr(flags, 'x');
+	if (strchr(flags, 'S'))
+		filter(1);
 	if (strchr(flags, 's'))
-		filter();
+		filter(0);
 	if (strchr(flags, 't')) {
 		pthread_t thread;
 		check(!pthread_create(&thread, 0, ask, 0));

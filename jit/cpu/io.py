@@ -8,7 +8,7 @@ again with the data there. OUTS hands over one element an exit with its register
 from .. import state as S
 from ..build import Group, compiled
 from ..mmu.group import READ_SLOW, WRITE_SLOW
-from ..raw import load8, load16, load32, load64, store8, store16, store64, zext32
+from ..raw import load8, load16, load32, load64, store8, store16, store64, ult, zext32
 from .access import call_slow, segmented, truncate
 from .operand import fault, leave_next, rip_here, rip_next, src
 from .record import ASIZE, FLAGS, NEXT, OFFSET, OSIZE, RECORD_REP, RECORD_REPNE, SEG_PTR
@@ -190,14 +190,26 @@ def finish(s, r):
 
 
 @compiled
+def batch(s, size, count):
+    """How many of `count` elements INS takes at once: up to the page's end and the buffer's, at least one."""
+    within = load64(s + S.RDI) & 4095
+    room = within if load64(s + S.RFLAGS) & S.DF else 4096 - within
+    room = (room if room < INS_BUFFER else INS_BUFFER) // size
+    if ult(room, count):
+        count = room
+    return count if count > 0 else 1
+
+
+@compiled
 def string_in(s, r, size):
     port, count = load64(s + S.RDX) & 0xFFFF, count_left(s, r)
     if count == 0:
         store64(s + S.PIO_STATE, S.IO_NONE)
         return leave_next(s, r)
+    count = batch(s, size, count)
     if load64(s + S.PIO_STATE) == S.IO_DONE:
-        elements = load64(s + S.PIO_COUNT)
-        for i in range(elements):
+        # As many as rCX asks for now: the embedder may have changed it, and KVM leaves that to it.
+        for i in range(count):
             la = string_linear(s, r, s + S.ES, s + S.RDI, size, 1)
             if load64(s + S.LEAVE) != 0 or call_slow(s, r, WRITE_SLOW, la, size, s + S.PIO_DATA + i * size) == 0:
                 store64(s + S.PIO_STATE, S.IO_NONE)
@@ -208,12 +220,6 @@ def string_in(s, r, size):
         return 0
     if refuse(s, r, port, size):
         return 0
-    within = load64(s + S.RDI) & 4095
-    room = within if load64(s + S.RFLAGS) & S.DF else 4096 - within
-    room = (room if room < INS_BUFFER else INS_BUFFER) // size
-    count = room if 0 <= room < count or count < 0 else count
-    if count < 1:
-        count = 1
     store64(s + S.PIO_STATE, S.IO_PENDING)
     store64(s + S.PIO_STRING, 1)
     return leave_pio(s, r, port, size, count, 1)

@@ -49,7 +49,7 @@ class Compiled:
             ("derive", 1),
             ("flush_translations", 1),
             ("request", 2),
-            ("resolve", 3),
+            ("prefault", 2),
             ("translate_debug", 2),
             ("read_phys", 4),
         ):
@@ -60,7 +60,7 @@ class Compiled:
     derive: Callable[[int], int]
     flush_translations: Callable[[int], int]
     request: Callable[[int, int], int]
-    resolve: Callable[[int, int, int], int]
+    prefault: Callable[[int, int], int]
     translate_debug: Callable[[int, int], int]
     read_phys: Callable[[int, int, int, int], int]
 

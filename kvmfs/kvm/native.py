@@ -33,8 +33,8 @@ class Native(Protocol):
     def request(self, cpu: int, bits: int) -> int:
         """Set bits of state.REQUEST, and wake a vCPU that waits."""
 
-    def resolve(self, cpu: int, gpa: int, write: int) -> int:
-        """Fault in a guest-physical page from outside the guest; jit.mmu.resolve has the result."""
+    def prefault(self, cpu: int, gpa: int) -> int:
+        """Make a guest-physical page present, from outside the guest: where it leads (jit.mmu.layout, TO_*)."""
 
     def translate_debug(self, cpu: int, linear: int) -> int:
         """A linear address's gpa as the supervisor would read it, or -1."""

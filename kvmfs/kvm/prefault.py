@@ -25,20 +25,16 @@ WRAP: Final = 1 << 64
 
 def fault_in(vcpu: Vcpu, gpa: int) -> int:
     """Make one page present, as a read by the guest would: 0 or an errno."""
-    state, native = vcpu.state, vcpu.vm.native
     if not vcpu.is_legal_gpa(gpa):
         return errno.ENOENT
-    while native.resolve(vcpu.context, gpa, 0) == 0:
-        kind = state[S.XLAT_KIND]
-        if kind == mmu.TO_MMIO:
-            return errno.ENOENT
-        if kind == mmu.TO_REMOTE:
-            return 0  # there is nothing to map
-        if kind == mmu.TO_FAULT:
-            if state[S.EXIT] == S.EXIT_MEMORY_FAULT:
-                _report(vcpu)
-            return state[S.FAULT_ERRNO]
-    return 0
+    kind = vcpu.vm.native.prefault(vcpu.context, gpa)
+    if kind == mmu.TO_MMIO:
+        return errno.ENOENT
+    if kind != mmu.TO_FAULT:
+        return 0  # present, or remote: then there is nothing to map
+    if vcpu.state[S.EXIT] == S.EXIT_MEMORY_FAULT:
+        _report(vcpu)
+    return vcpu.state[S.FAULT_ERRNO]
 
 
 def _report(vcpu: Vcpu) -> None:

@@ -18,10 +18,8 @@ from kvmfs.jit.mmu import layout as mmu
 from kvmfs.kvm import attributes, caps, dirty, guest_memfd, slots
 from kvmfs.kvm.block import Block
 from kvmfs.kvm.caller import Caller
-from kvmfs.kvm.cpuid import supported_cpuid
 from kvmfs.kvm.dispatch import Table, fail
 from kvmfs.kvm.eventlog import EventLog
-from kvmfs.kvm.hostcpu import host_cpu
 from kvmfs.kvm.native import Native
 from kvmfs.kvm.publish import Publisher
 from kvmfs.kvm.slots import Memory
@@ -104,16 +102,7 @@ class Vm:
 
 
 def preload() -> None:
-    """What is the same for all VMs, and what only a process with a file system can find out: once, before the fork."""
-    from kvmfs.kvm.compiled import compiled
-
-    host_cpu()
-    supported_cpuid()
-    compiled()
-
-
-def preload() -> None:
-    """What takes time, needs files, and is the same for all VMs: for the process that workers are forked from."""
+    """What is the same for all VMs, takes time, or needs files: once, in the process that workers are forked from."""
     from kvmfs.kvm.compiled import compiled
     from kvmfs.kvm.msrs import feature_msrs, index_list
 

@@ -108,7 +108,7 @@ class FakeNative:
     def __init__(self) -> None:
         self.flushes = 0
         self.ticks = 1_000_000
-        self.resolve_to: Callable[[int, int, int], int] = lambda cpu, gpa, write: 0
+        self.present: Callable[[int, int], int] = lambda cpu, gpa: 0
 
     def address(self, name: str) -> int:
         return 0x1000 + len(name)
@@ -132,8 +132,8 @@ class FakeNative:
     def request(self, cpu: int, bits: int) -> int:
         return 0
 
-    def resolve(self, cpu: int, gpa: int, write: int) -> int:
-        return self.resolve_to(cpu, gpa, write)
+    def prefault(self, cpu: int, gpa: int) -> int:
+        return self.present(cpu, gpa)
 
     def translate_debug(self, cpu: int, linear: int) -> int:
         return -1

@@ -77,7 +77,9 @@ def check() -> Report:
     cuse = cuse_device.level is Level.OK and privileged and initial
     if fuse or cuse:
         findings = [_optional(finding) if finding.code.endswith(".device") else finding for finding in findings]
-    findings += [_ptrace(not privileged), _name(), *_jit()]
+    if namespaces.level is Level.OK:
+        findings.append(_ptrace(not privileged))
+    findings += [_name(), *_jit()]
     run = ("fuse" if privileged else "fuse in a user namespace") if fuse else "cuse" if cuse else None
     serve = ("cuse" if cuse else "fuse" if fuse else None) if privileged and initial else None
     return Report(findings, run, serve)
@@ -215,6 +217,9 @@ def _jit() -> Iterator[Finding]:
     yield Finding("jit.compiler", Level.OK, "numba")
     if warm:
         yield Finding("jit.cache", Level.OK, f"warm: {place}")
+    elif not _can_be_made(Path(place)):
+        text = f"cold, and {place} cannot be written"
+        yield Finding("jit.cache", Level.MISSING, text, "set KVMFS_CACHE_DIR to a directory of your own")
     else:
         yield Finding("jit.cache", Level.NOTE, f"cold: {place}", "kvmfs warm; else the first VM has to wait for it")
 
@@ -223,6 +228,12 @@ def _cache() -> tuple[bool, str]:
     from kvmfs.jit import build, cache
 
     return build.is_warm(), str(cache.base_dir())
+
+
+def _can_be_made(directory: Path) -> bool:
+    while not directory.exists():
+        directory = directory.parent
+    return directory.is_dir() and os.access(directory, os.W_OK | os.X_OK)
 
 
 def show(report: Report, out: Callable[[object], None]) -> None:

@@ -77,10 +77,17 @@ def test_what_is_refused_is_missing_and_has_a_cure(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.usefixtures("root", "jit")
 def test_a_cold_cache_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_cache", lambda: (False, "/cache"))
+    monkeypatch.setattr(check, "_cache", lambda: (False, "/tmp/to/be/made"))
     report = check.check()
     assert levels(report)["jit.cache"] is Level.NOTE
     assert report.usable
+
+
+@pytest.mark.usefixtures("root", "jit")
+def test_a_cache_that_cannot_be_filled_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(check, "_cache", lambda: (False, str(tmp_path / "file" / "cache")))
+    assert levels(check.check())["jit.cache"] is Level.MISSING
 
 
 def test_a_probe_that_dies_is_an_answer() -> None:

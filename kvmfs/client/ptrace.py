@@ -13,7 +13,9 @@ What this relies on (ptrace(2), kernel/ptrace.c, kernel/signal.c, arch/x86):
   because it is blocked now. SIGSTOP, resumed likewise, starts a group stop, in which a tracee may be run on; detaching
   puts it back into the stop.
 - Waiting ends without a stop when the thread dies (exit status), or when a thread that is a leader is replaced by
-  another one's execve (ECHILD). The zombie of a leader is not reported before the last of its threads is gone.
+  another one's execve (ECHILD). Who waits for its pid sleeps through the latter, as the pid has a new owner by then
+  (de_thread); so wait for any tracee of this OS thread (__WNOTHREAD). The zombie of a leader is not reported before the
+  last of its threads is gone.
 - A seccomp filter may kill the thread for a call that it does not expect. PTRACE_O_SUSPEND_SECCOMP (CAP_SYS_ADMIN, and
   a tracer without a filter of its own) sets the filter aside.
 """
@@ -40,7 +42,7 @@ _GETSIGMASK, _SETSIGMASK = 0x420A, 0x420B
 _O_TRACESYSGOOD = 1
 _O_SUSPEND_SECCOMP = 1 << 21
 _EVENT_STOP = 128
-_WALL = 0x40000000
+_WALL, _WNOTHREAD = 0x40000000, 0x20000000
 _SYSCALL_STOP = signal.SIGTRAP | 0x80
 
 
@@ -63,6 +65,16 @@ class Stop(NamedTuple):
 
     signal: int = 0
     syscall: bool = False
+
+
+class _Reports(threading.local):
+    """What waitpid told an OS thread of one of its tracees when it was asking for another."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, int] = {}
+
+
+_reports = _Reports()
 
 
 class Tracee:
@@ -125,10 +137,7 @@ class Tracee:
         """
         self._assert_tracer()
         try:
-            if seconds is None:
-                _, status = os.waitpid(self.tid, _WALL)
-            else:
-                status = self._wait_for(seconds)
+            status = self._report(seconds)
         except ChildProcessError:
             status = 0
         if not os.WIFSTOPPED(status):
@@ -138,17 +147,20 @@ class Tracee:
             return Stop(syscall=True)
         return Stop() if status >> 16 == _EVENT_STOP else Stop(signal=number)
 
-    def _wait_for(self, seconds: float) -> int:
-        deadline = time.monotonic() + seconds
+    def _report(self, seconds: float | None) -> int:
+        """What waitpid has of the thread. It asks for any tracee of this OS thread: see above."""
+        deadline = time.monotonic() + (seconds or 0)
         pause = 1e-5
-        while True:
-            tid, status = os.waitpid(self.tid, _WALL | os.WNOHANG)
+        while self.tid not in _reports.of:
+            tid, status = os.waitpid(-1, _WALL | _WNOTHREAD | (0 if seconds is None else os.WNOHANG))
             if tid:
-                return status
+                _reports.of[tid] = status
+                continue
             if time.monotonic() > deadline:
                 raise OSError(errno.EIO, f"thread {self.tid} did not stop")
             time.sleep(pause)
             pause = min(2 * pause, 1e-2)
+        return _reports.of.pop(self.tid)
 
     def resume(self, stop: Stop) -> None:
         """Let the thread go on from `stop` up to the next entry or exit of a system call.

@@ -69,6 +69,10 @@ class Device:
         with contextlib.suppress(OSError):
             os.close(self.fd)
         self._thread.join()
+        for thread in threading.enumerate():
+            if thread.name.startswith("borrow-"):
+                thread.join(TIMEOUT)
+                assert not thread.is_alive(), "somebody is still held"
         os.close(self._mount)
         self.connection.close()
 

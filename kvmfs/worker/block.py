@@ -28,6 +28,7 @@ class Conn:
     SEAT_COUNT = _l.u64()
     READERS = _l.u64()  # address of MAX_READERS reader block addresses
     READER_COUNT = _l.u64()
+    READING = _l.bytes(8, align=64)  # readers in, or about to be in, read(2)
     HOLD = _l.bytes(8, align=64)  # 1: no reply may be written now (futex in the low half)
     WRITING = _l.u64()  # replies being written
     SIZE = _l.size
@@ -76,3 +77,4 @@ PARK: Final = 2  # KVM_RUN on a vCPU whose mutex is taken; counted as a waiter
 HANDOVER: Final = 3  # KVM_RUN was answered; the mutex of SEAT is still ours because requests wait for it
 SERVE_VCPU: Final = 4  # enter() said SERVICE; the mutex of SEAT is ours, the request is unanswered
 ENDED: Final = 5  # read(2) failed: LENGTH
+GROW: Final = 6  # a run is to begin or go on, and no other thread reads: to be followed by go_on()

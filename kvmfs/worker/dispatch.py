@@ -72,7 +72,7 @@ class Server:
         self._device = -1
         self._native = native
         self._cached = not connection.negotiated.passthrough
-        self._pool = Pool(connection.fileno(), client, self._cached, self._read)
+        self._pool = Pool(native, connection.fileno(), client, self._cached, self._read)
         self._nodes = Nodes()
         self._vcpus: list[Vcpu] = []  # by seat
         self._installing = threading.Lock()
@@ -80,7 +80,7 @@ class Server:
         self._nodes.add(vm).installed = True
 
     def start(self) -> None:
-        self._pool.start()
+        self._pool.ensure_reading()
 
     def is_client(self, tid: int) -> bool:
         return bool(self._native.is_client(self._pool.conn.address, tid))
@@ -113,12 +113,13 @@ class Server:
                 if error not in (errno.ENODEV, errno.ECONNABORTED):
                     self.broker.tell("log", text=f"worker: reading its connection: {os.strerror(error)}")
                 self._end()
-            with self._pool:
-                try:
-                    self._attend(reader, why)
-                except Exception:
-                    self._complain()
-                    reader.block[Reader.UNIQUE] = 0
+            try:
+                self._pool.ensure_reading()
+                self._attend(reader, why)
+            except Exception:
+                self._complain()
+                reader.block[Reader.UNIQUE] = 0
+            self._native.will_read(self._pool.conn.address)
 
     def _attend(self, reader: ReaderThread, why: int) -> None:
         if why == block.DISPATCH:
@@ -137,7 +138,9 @@ class Server:
             message = request.parse(reader.message())
             assert isinstance(message, request.Ioctl)
             self._park(reader, self._vcpus[message.nodeid - block.VCPU_NODE], message)
-        else:
+        elif why == block.GROW:
+            self._attend(reader, self._native.go_on(reader.address))
+        elif why:
             self._follow(reader, why)
 
     def _complain(self) -> None:

@@ -10,6 +10,9 @@ that is known needs no answer. Two words make "known": a reader's UNIQUE, from r
 the run lasts. A reader publishes RUNNING and then looks whether an interrupt came while only UNIQUE stood; whoever
 interrupts marks that and then looks at RUNNING: one of the two sees the other.
 
+Somebody must always read: interrupts, and the files that the broker opens while an ioctl waits for it. So a reader that
+may be away for long first looks whether another is READING, and asks Python for one more thread if not.
+
 A seat's BUSY is KVM's vcpu->mutex. Who finds it taken does not wait (that would cost the pool a reader) but is parked
 by Python, and who gives it back finds WAITERS and takes a parked request over.
 
@@ -62,6 +65,7 @@ from kvmfs.wire.fuse_h import (
 from kvmfs.worker.block import (
     DISPATCH,
     ENDED,
+    GROW,
     HANDOVER,
     PARK,
     SERVE_VCPU,
@@ -83,7 +87,7 @@ def native(function: Callable[..., int]) -> Callable[..., int]:
 
 CONN_FD, CONN_TGID, CONN_CACHED, CONN_SEATS = Conn.FUSE_FD, Conn.TGID, Conn.CACHED, Conn.SEATS
 CONN_SEAT_COUNT, CONN_READERS, CONN_READER_COUNT = Conn.SEAT_COUNT, Conn.READERS, Conn.READER_COUNT
-CONN_HOLD, CONN_WRITING = Conn.HOLD, Conn.WRITING
+CONN_READING, CONN_HOLD, CONN_WRITING = Conn.READING, Conn.HOLD, Conn.WRITING
 READER_CONN, READER_BUFFER, READER_REPLY, READER_LENGTH = Reader.CONN, Reader.BUFFER, Reader.REPLY, Reader.LENGTH
 READER_UNIQUE, READER_INTERRUPTED, READER_TID, READER_SEAT = (
     Reader.UNIQUE, Reader.INTERRUPTED, Reader.TID, Reader.SEAT,
@@ -364,8 +368,9 @@ def start_run(reader: int) -> int:
 
 
 @compiled
-def continue_run(reader: int, conn: int, message: int) -> int:
-    """FUSE_NOTIFY_REPLY: the run page of a vCPU whose run waits for it."""
+def continue_run(reader: int) -> int:
+    """FUSE_NOTIFY_REPLY: the run page of a vCPU whose run waits for it. 0, or why Python is needed."""
+    conn, message = load64(reader + READER_CONN), load64(reader + READER_BUFFER)
     index = load64(message + IN_NODE) - VCPU_NODE
     if index < 0 or index >= load64(conn + CONN_SEAT_COUNT):
         return 0
@@ -384,8 +389,9 @@ def continue_run(reader: int, conn: int, message: int) -> int:
 
 
 @compiled
-def run_request(reader: int, conn: int, message: int) -> int:
+def run_request(reader: int) -> int:
     """KVM_RUN as read. 0, or why Python is needed."""
+    conn, message = load64(reader + READER_CONN), load64(reader + READER_BUFFER)
     index = load64(message + IN_NODE) - VCPU_NODE
     if index < 0 or index >= load64(conn + CONN_SEAT_COUNT) or load64(message + IOCTL_ARG) != 0:
         return DISPATCH
@@ -402,28 +408,46 @@ def run_request(reader: int, conn: int, message: int) -> int:
 
 
 @native
+def go_on(reader: int) -> int:
+    """What GROW put off. 0, or why Python is needed."""
+    if load32(load64(reader + READER_BUFFER) + IN_OPCODE) == OP_NOTIFY_REPLY:
+        return continue_run(reader)
+    return run_request(reader)
+
+
+@native
+def will_read(conn: int) -> int:
+    """To be called before serve()."""
+    return atomic_add(conn + CONN_READING, 1)
+
+
+@native
 def serve(reader: int) -> int:
-    """Read and serve until Python is needed; returns why (block.py)."""
+    """Read and serve until Python is needed; returns why (block.py). READING counts this reader already."""
     conn, message = load64(reader + READER_CONN), load64(reader + READER_BUFFER)
     while True:
         length = syscall(SYS_READ, load64(conn + CONN_FD), message, BUFFER_SIZE, 0, 0, 0)
+        others = atomic_add(conn + CONN_READING, -1) - 1
+        why = 0
         if length < 0:
-            if length == -EINTR or length == -EAGAIN or length == -ENOENT:
-                continue  # ENOENT: the request was interrupted before it was read
-            store64(reader + READER_LENGTH, length)
-            return ENDED
-        opcode = load32(message + IN_OPCODE)
-        why = DISPATCH
-        if opcode == OP_INTERRUPT:
-            if interrupt(conn, load64(message + INTERRUPT_UNIQUE)):
-                continue
-        elif opcode == OP_NOTIFY_REPLY:
-            why = continue_run(reader, conn, message)
+            # ENOENT: the request was interrupted before it was read
+            if length != -EINTR and length != -EAGAIN and length != -ENOENT:
+                store64(reader + READER_LENGTH, length)
+                return ENDED
         else:
-            store64(reader + READER_TID, load32(message + IN_TID))
-            atomic_xchg(reader + READER_UNIQUE, load64(message + IN_UNIQUE))
-            if opcode == OP_IOCTL and load32(message + IOCTL_CMD) == KVM_RUN:
-                why = run_request(reader, conn, message)
-        if why:
             store64(reader + READER_LENGTH, length)
+            opcode = load32(message + IN_OPCODE)
+            if opcode == OP_INTERRUPT:
+                why = 0 if interrupt(conn, load64(message + INTERRUPT_UNIQUE)) else DISPATCH
+            elif opcode == OP_NOTIFY_REPLY:
+                why = continue_run(reader) if others else GROW
+            else:
+                store64(reader + READER_TID, load32(message + IN_TID))
+                atomic_xchg(reader + READER_UNIQUE, load64(message + IN_UNIQUE))
+                if opcode == OP_IOCTL and load32(message + IOCTL_CMD) == KVM_RUN:
+                    why = run_request(reader) if others else GROW
+                else:
+                    why = DISPATCH
+        if why:
             return why
+        will_read(conn)

@@ -21,7 +21,9 @@ class Native:
             code = getattr(function, "py_func", function).__code__
             setattr(self, name.removeprefix(loop.PREFIX), build.function(name, code.co_argcount))
 
+    will_read: Callable[[int], int]
     serve: Callable[[int], int]
+    go_on: Callable[[int], int]
     enter: Callable[[int], int]
     start_run: Callable[[int], int]
     finish_run: Callable[[int, int], int]
@@ -51,7 +53,7 @@ class ReaderThread:
 
     def result(self) -> int:
         """What read(2) gave last: a length or a negative errno."""
-        return s64(self.block[Reader.LENGTH])
+        return int(s64(self.block[Reader.LENGTH]))
 
     def message(self) -> bytes:
         """The message that was read last."""
@@ -59,13 +61,12 @@ class ReaderThread:
 
 
 class Pool:
-    """Enough readers that one is always free to read: however many runs and Python requests are under way.
+    """As many readers as are needed for one to be reading at any time."""
 
-    Readers in compiled code are at most one per vCPU that runs. A reader that goes into Python may stay there until the
-    broker has opened a file, which takes another reader.
-    """
-
-    def __init__(self, fuse_fd: int, client: int, cached: bool, body: Callable[[ReaderThread], None]) -> None:
+    def __init__(
+        self, native: Native, fuse_fd: int, client: int, cached: bool, body: Callable[[ReaderThread], None]
+    ) -> None:
+        self._native = native
         self.conn = Block(Conn.SIZE)
         self._seats, self._readers = Block(8 * block.MAX_VCPUS), Block(8 * block.MAX_READERS)
         self.conn[Conn.FUSE_FD], self.conn[Conn.TGID], self.conn[Conn.CACHED] = fuse_fd, client, cached
@@ -75,28 +76,17 @@ class Pool:
         self._threads: list[ReaderThread] = []
         self._taken: list[Block] = []
         self._free: list[int] = []
-        self._in_python = 0
 
-    def start(self) -> None:
+    def ensure_reading(self) -> None:
+        """To be called before anything that may take a reader long."""
         with self._lock:
-            self._grow()
-
-    def __enter__(self) -> None:
-        """A reader is in Python from here on."""
-        with self._lock:
-            self._in_python += 1
-            self._grow()
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._in_python -= 1
-
-    def _grow(self) -> None:
-        while len(self._threads) < self._in_python + len(self._taken) + 2 and len(self._threads) < block.MAX_READERS:
+            if self.conn[Conn.READING] or len(self._threads) == block.MAX_READERS:
+                return
             thread = ReaderThread(self.conn, self._body)
             self._readers[8 * len(self._threads)] = thread.address
             self._threads.append(thread)
             self.conn[Conn.READER_COUNT] = len(self._threads)
+            self._native.will_read(self.conn.address)
             thread.start()
 
     def seat(self) -> tuple[int, Block] | None:
@@ -112,7 +102,6 @@ class Pool:
             seat[Seat.NODE] = block.VCPU_NODE + index
             self._seats[8 * index] = seat.address
             self._taken.append(seat)
-            self._grow()
             return index, seat
 
     def publish(self) -> None:

@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 
 from kvmfs.abi import ioctls
+from tests.support import processes
 from tests.support.paths import ROOT
 
 PATIENCE = 20.0
@@ -94,6 +95,18 @@ def _children(pid: int) -> list[int]:
     return []
 
 
+def everybody() -> str:
+    """Where all threads below this process are, for a test that hangs."""
+    lines = []
+    for pid in sorted(processes.descendants()):
+        lines.append(processes.describe(pid))
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                what = [(task / name).read_text().strip() for name in ("comm", "wchan", "syscall")]
+                lines.append(f"    {task.name} {' '.join(what)}")
+    return "\n".join(lines)
+
+
 class Talk:
     """One end of a conversation."""
 
@@ -102,6 +115,10 @@ class Talk:
 
     def say(self, word: Any, fds: tuple[int, ...] = ()) -> None:
         socket.send_fds(self._end, [pickle.dumps(word)], fds)
+
+    @property
+    def has_word(self) -> bool:
+        return bool(select.select([self._end], [], [], 0)[0])
 
     def hear(self) -> Any:
         return self.hear_fds()[0]
@@ -138,7 +155,10 @@ class Client:
 
     def hear(self) -> Any:
         """The next word; a failure of the client is ours."""
-        word = self.talk.hear()
+        try:
+            word = self.talk.hear()
+        except TimeoutError:
+            pytest.fail(f"client {self.pid} says nothing\n{everybody()}", pytrace=False)
         if isinstance(word, tuple) and word and word[0] == "failed":
             pytest.fail(f"in the client:\n{word[1]}", pytrace=False)
         return word

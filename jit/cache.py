@@ -5,11 +5,11 @@ everything its code is made from: the sources of its module and of all modules o
 far, the versions of Python and numba, and the processor compiled for.
 """
 
-import ast
 import functools
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import time
@@ -19,6 +19,7 @@ import numba
 from llvmlite import binding
 
 PACKAGE = __name__.partition(".")[0]
+FROM_IMPORT = re.compile(r"^\s*from\s+(\.*)([\w.]*)\s+import\s+(\([^)]*\)|[^\n]*)", re.MULTILINE)
 STALE_SECONDS = 30 * 24 * 3600
 
 
@@ -53,28 +54,26 @@ def _sources(module: str) -> list[Path]:
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        spec = None if name in found else importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
-            continue
-        found[name] = Path(spec.origin)
-        package = name if spec.submodule_search_locations else name.rpartition(".")[0]
-        waiting += _imports(found[name].read_text(), package)
+        if name not in found:
+            found[name], imported = _imports(name)
+            waiting += imported
     return [found[name] for name in sorted(found)]
 
 
-def _imports(source: str, package: str) -> list[str]:
-    """Modules of this package that a source names in `from` imports."""
+@functools.cache
+def _imports(module: str) -> tuple[Path, list[str]]:
+    """A module's file, and the modules of this package that its `from` imports name."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(module)
+    package = module if spec.submodule_search_locations else module.rpartition(".")[0]
     names = []
-    for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.ImportFrom):
-            continue
-        target = node.module or ""
-        if node.level:
-            target = importlib.util.resolve_name("." * node.level + target, package)
-        if target.partition(".")[0] == PACKAGE:
-            names.append(target)
-            names += [f"{target}.{alias.name}" for alias in node.names if _is_module(f"{target}.{alias.name}")]
-    return names
+    for dots, target, imported in FROM_IMPORT.findall(Path(spec.origin).read_text()):
+        full = importlib.util.resolve_name(dots + target, package) if dots else target
+        if full.partition(".")[0] == PACKAGE:
+            names.append(full)
+            names += [f"{full}.{name}" for name in re.findall(r"\w+", imported) if _is_module(f"{full}.{name}")]
+    return Path(spec.origin), names
 
 
 @functools.cache

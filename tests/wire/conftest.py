@@ -30,7 +30,6 @@ class Server:
     ) -> None:
         self.connection = connection
         self.seen: list[request.Request] = []
-        self.ended = ""
         self._answer = answer
         self._thread = Thread(target=self._serve)
         self._thread.start()
@@ -40,8 +39,11 @@ class Server:
         while True:
             try:
                 asked = self.connection.receive(buffer)
-            except ConnectionEnded as end:
-                self.ended = str(end)
+            except ConnectionEnded:
+                return
+            except OSError as error:
+                if error.errno != errno.EBADF:  # Device.remove closes it under our feet
+                    raise
                 return
             self.seen.append(asked)
             message = self._answer(asked)
@@ -64,9 +66,9 @@ class Server:
                 return reply.error(asked.target, errno.EINTR)
         return reply.error(asked.unique, errno.ENOSYS)
 
-    def join(self) -> None:
+    def join(self, timeout: float | None = 10) -> None:
         """Wait for the end of the connection."""
-        self._thread.join(10)
+        self._thread.join(timeout)
         assert not self._thread.is_alive()
 
     def of(self, kind: type[request.Request]) -> list[request.Request]:

@@ -113,6 +113,14 @@ def start_broker(device: Device, serve: Callable[[Connection, Callable[[], None]
     return broker
 
 
+def occupy_standard_streams() -> None:
+    """Where we were started without one of descriptors 0, 1, 2, nothing of ours may get its number. The command is
+    again without it: what is opened here is closed on exec."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+
+
 def _become_broker(launcher: int, keep: set[int]) -> None:
     os.setsid()
     _die_with(launcher, signal.SIGTERM)

@@ -48,6 +48,7 @@ def run(command: Sequence[str], options: Options, serve: processes.Serve, log: l
     :raises SetupError: no device.
     :raises processes.StartError: the broker or the command do not start.
     """
+    processes.occupy_standard_streams()
     mask = supervise.block_signals()
     with ExitStack() as undo:
         device = _private_device(options)

@@ -102,6 +102,15 @@ def test_streams_descriptors_and_directory_are_the_commands(toy: Toy) -> None:
     assert (done.stdout, done.stderr) == (f"input {ROOT}\n", "error\n")
 
 
+def test_without_standard_streams(toy: Toy) -> None:
+    """What is closed stays closed for the command, and nothing of ours takes its place."""
+    script = (
+        "import fcntl, os\ndevice = os.open('/dev/kvm', os.O_RDWR)\nos._exit(device * 16 + fcntl.ioctl(device, 0xAE00))"
+    )
+    done = finish(("sh", "-c", 'exec "$@" <&- >&-', "sh", *toy, "run", "--", PYTHON, "-c", script))
+    assert done.returncode == 12
+
+
 def test_signals_are_as_they_were(root: None) -> None:
     """Ignored signals stay ignored, no signal is blocked, and what Python ignores is not."""
     script = "grep -E 'Sig(Blk|Ign)' /proc/self/status"

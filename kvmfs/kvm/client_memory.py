@@ -20,6 +20,7 @@ from typing import Any, Final
 from kvmfs.jit.build import Group, compiled
 from kvmfs.jit.mmu.layout import CLIENT
 from kvmfs.jit.raw import I8, I64, PLAIN, load64, memset, store64, syscall
+from kvmfs.kvm.client_maps import PROCMAP_QUERY
 from kvmfs.kvm.words import Vm
 
 group = Group("client_memory", __name__)
@@ -29,7 +30,6 @@ SYS_PROCESS_VM_READV: Final = 310
 SYS_PROCESS_VM_WRITEV: Final = 311
 
 # struct procmap_query of include/uapi/linux/fs.h
-PROCMAP_QUERY: Final = 0xC0686611
 QUERY_SIZE: Final = 104
 QUERY_ADDRESS: Final = 16
 VMA_FLAGS: Final = 40

@@ -6,9 +6,7 @@ a thousand that never do.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Final
@@ -22,7 +20,6 @@ from kvmfs.jit.mmu import layout as mmu
 from kvmfs.kvm import client_memory, enter
 from kvmfs.kvm.block import Block
 from kvmfs.kvm.tsc import measure_khz
-from kvmfs.kvm.words import Vm
 
 ARENA_SIZE: Final = 4 << 20
 GROUPS: Final = (enter.group, client_memory.group)
@@ -87,18 +84,13 @@ class Compiled:
             ctypes.c_uint64.from_address(cpu + at).value = value
 
     def prepare_vm(self, vm: int) -> None:
-        """Tell fault resolution how to reach the client, whose pid is in the block."""
-        client = ctypes.c_uint64.from_address(vm + mmu.CLIENT).value
-        maps = 0
-        with contextlib.suppress(OSError):
-            maps = os.open(f"/proc/{client}/maps", os.O_RDONLY | os.O_CLOEXEC) + 1
-        for at, value in (
-            (mmu.FAULT_IN, self.address("client_fault_in")),
-            (mmu.REMOTE_READ, self.address("client_read")),
-            (mmu.REMOTE_WRITE, self.address("client_write")),
-            (Vm.MAPS_FD, maps),
+        """Tell fault resolution how to reach the client."""
+        for at, name in (
+            (mmu.FAULT_IN, "client_fault_in"),
+            (mmu.REMOTE_READ, "client_read"),
+            (mmu.REMOTE_WRITE, "client_write"),
         ):
-            ctypes.c_uint64.from_address(vm + at).value = value
+            ctypes.c_uint64.from_address(vm + at).value = self.address(name)
 
 
 @cache

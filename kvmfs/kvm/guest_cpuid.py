@@ -110,7 +110,7 @@ def cr4_reserved(cpuid: GuestCpuid | None = None) -> int:
     `cpuid` None: missing in KVM itself (cr4_reserved_bits), else missing in the guest.
     """
     has = supported_cpuid().has if cpuid is None else cpuid.has
-    reserved = (1 << 64) - 1 & ~_CR4_KNOWN
+    reserved: int = (1 << 64) - 1 & ~_CR4_KNOWN
     for bit, feature in _CR4_FEATURES:
         if not has(feature):
             reserved |= bit

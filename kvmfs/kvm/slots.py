@@ -30,7 +30,7 @@ from kvmfs.kvm.guest_memfd import GuestMemfd
 from kvmfs.kvm.hostcpu import host_cpu
 from kvmfs.kvm.mapping import Mapping
 from kvmfs.kvm.publish import Publisher
-from kvmfs.kvm.regions import Piece, reach, release
+from kvmfs.kvm.regions import Piece, Regions, release
 
 if TYPE_CHECKING:
     from kvmfs.kvm.vm import Vm
@@ -101,7 +101,7 @@ class MemorySlot:
                 private=self.private.address + page * PAGE_SIZE if self.private else 0,
                 flags=flags,
                 slot_id=self.id,
-                touched=touched.address if piece.mapping else 0,
+                touched=touched.address if piece.host else 0,
                 dirty=self.dirty[index].address if self.dirty else 0,
             )
             self.records.append((self.base_gfn + page, record))
@@ -120,6 +120,7 @@ class Memory:
 
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
+        self._regions = Regions(vm.maps)
         self._by_id: dict[int, MemorySlot] = {}
         self._by_gfn: list[MemorySlot] = []  # sorted, disjoint
 
@@ -156,7 +157,7 @@ class Memory:
             if slot.end_gfn - 1 > host_cpu().max_gfn:
                 fail(errno.EINVAL)
             readonly = bool(slot.flags & KVM_MEM_READONLY)
-            slot.pieces = reach(caller, slot.userspace_addr, slot.npages * PAGE_SIZE, readonly=readonly)
+            slot.pieces = self._regions.reach(caller, slot.userspace_addr, slot.npages * PAGE_SIZE, readonly=readonly)
             slot.build_records(publisher)
         except BaseException:
             slot.free()

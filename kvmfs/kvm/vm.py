@@ -18,6 +18,7 @@ from kvmfs.jit.mmu import layout as mmu
 from kvmfs.kvm import attributes, caps, dirty, guest_memfd, slots
 from kvmfs.kvm.block import Block
 from kvmfs.kvm.caller import Caller
+from kvmfs.kvm.client_maps import ClientMaps
 from kvmfs.kvm.dispatch import Table, fail
 from kvmfs.kvm.eventlog import EventLog
 from kvmfs.kvm.native import Native
@@ -59,6 +60,8 @@ class Vm:
         self.block[Words.VCPUS] = self._vcpu_table.address
         self.block[mmu.PRIVATE_MEMORY] = mmu.PRIVATE_BY_ATTRIBUTE if self.has_private_mem else mmu.PRIVATE_NEVER
         self.block[mmu.CLIENT] = client
+        self.maps = ClientMaps(client)
+        self.block[Words.MAPS_FD] = self.maps.fd + 1
         native.prepare_vm(self.block.address)
         self.publisher = Publisher(self.block, native)
         self.memory = Memory(self)

@@ -219,8 +219,10 @@ def test_mapping_that_is_gone(space: Space, memfd: int) -> None:
         open_backing(ME, piece)
 
 
-def written_pages(address: int, pages: list[int]) -> list[tuple[int, int]]:
-    """Write to pages, at least one apart; the runs that they are."""
+def written_pages(address: int, pages: list[int], among: int) -> list[tuple[int, int]]:
+    """Write to pages, at least one apart, among so many; the runs that they are."""
+    libc = ctypes.CDLL(None)
+    libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(among * PAGE), mmap.MADV_NOHUGEPAGE)
     for page in pages:
         ctypes.memset(address + page * PAGE, 1, 1)
     return [(address + page * PAGE, address + (page + 1) * PAGE) for page in pages]
@@ -230,7 +232,7 @@ def written_pages(address: int, pages: list[int]) -> list[tuple[int, int]]:
 def test_pages_that_hold_something(space: Space, how: object) -> None:
     assert callable(how)
     address = space.map(0, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    expected = written_pages(address, list(range(1, 4096, 2)))  # more runs than go into one call
+    expected = written_pages(address, list(range(1, 4096, 2)), 4096)  # more runs than go into one call
     with Path("/proc/self/pagemap").open("rb", buffering=0) as file:
         try:
             assert list(how(file.fileno(), address, 4096 * PAGE)) == expected
@@ -243,6 +245,6 @@ def test_pages_that_hold_something(space: Space, how: object) -> None:
 
 def test_pages_that_were_only_read_hold_nothing(space: Space) -> None:
     address = space.map(0, 16, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    expected = written_pages(address, [3])
+    expected = written_pages(address, [3], 16)
     assert ctypes.string_at(address + 5 * PAGE, 1) == b"\0"
     assert list(pagemap.present(ME, address, 16 * PAGE)) == expected

@@ -36,6 +36,7 @@ int main(int argc, char **words)
 	length = strtoull(words[2], 0, 0);
 	memory = mmap(0, length + 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	check(memory != MAP_FAILED);
+	madvise(memory, length + 8192, MADV_NOHUGEPAGE); /* or a touched page would be 512 of them */
 	memory += 4096; /* a part of a mapping only */
 	memory[-1] = memory[length] = 'x';
 	for (size_t at = EVERY; at < length / 2; at += EVERY)

@@ -14,8 +14,8 @@ carried over, and there are two ways to see to that:
 
 What the mapping was goes with it: private memory is copied by fork, shared memory is not; MADV_* and mlock of the range
 are gone, and a NUMA policy. Memory that a device or io_uring is about to write to (O_DIRECT) must not be adopted then:
-the pages that it has pinned are no longer the client's. A page that transparent huge pages have filled with zeros counts
-as one that holds something.
+the pages that it has pinned are no longer the client's. A page that transparent huge pages have filled with zeros is
+carried over like any other.
 """
 
 from __future__ import annotations
@@ -76,8 +76,9 @@ def adopt(
 
     OSError, and nothing has changed: EINVAL when the range is not page-aligned or not anonymous private memory
     throughout; EBUSY when the client has a userfaultfd at it (known only where we can have one), or a thread to be
-    stopped is traced; ENOMEM; EMFILE; EIO when a thread does not stop; ESRCH when the client dies. The mappings of a range are replaced one at a time: should the client run out
-    of memory half-way, what is shared already stays so, which it cannot tell but from /proc.
+    stopped is traced; ENOMEM; EMFILE; EIO when a thread does not stop; ESRCH when the client dies. The mappings of a
+    range are replaced one at a time: should the client run out of memory half-way, what is shared already stays so,
+    which it cannot tell but from /proc.
     """
     tid = injection.tracee.tid
     pieces = _plan(tid, address, length)

@@ -10,6 +10,7 @@ from typing import Any
 
 from kvmfs.jit import state as S
 from kvmfs.jit.mmu import layout as mmu
+from kvmfs.jit.mmu import tables
 
 from kvmfs.abi.ioctls import Ioctl
 from kvmfs.kvm.caller import Backing, Kind, Node
@@ -148,8 +149,7 @@ class FakeNative:
 
 def find_slot(vm: Vm, gfn: int) -> dict[str, int] | None:
     """What fault resolution would see of a guest page."""
-    count = int(vm.publisher.slots[0])
-    for first, address in vm.publisher.slots[8:].reshape(-1, 2)[:count].tolist():
+    for first, address in tables.entries(vm.publisher.slots).tolist():
         words = (ctypes.c_int64 * (mmu.SLOT_RECORD // 8)).from_address(address)
         pages = words[mmu.SLOT_NPAGES // 8]
         if first <= gfn < first + pages:

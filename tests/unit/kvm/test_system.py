@@ -48,17 +48,15 @@ def test_bad_pointer_is_efault(system: System, client: FakeClient, row: ioctls.I
     assert client.fails(system, row, BAD) in (errno.EFAULT, errno.EINVAL if row.cap == Cap.HYPERV_CPUID else -1)
 
 
-@pytest.mark.parametrize(
-    ("kind", "error"),
-    [(0, 0), (1, 0), (2, errno.EINVAL), (5, errno.EINVAL), (32, errno.EINVAL), (1 << 63, errno.EINVAL)],
-)
-def test_vm_types(system: System, kind: int, error: int) -> None:
-    try:
+@pytest.mark.parametrize("kind", [0, 1])
+def test_vm_types(system: System, kind: int) -> None:
+    system.check_vm_type(kind)
+
+
+@pytest.mark.parametrize("kind", [2, 3, 4, 5, 31, 32, 1 << 63])
+def test_vm_types_that_are_not_there(system: System, kind: int) -> None:
+    with pytest.raises(OSError, match="Invalid argument"):
         system.check_vm_type(kind)
-    except OSError as failure:
-        assert failure.errno == error
-    else:
-        assert not error
 
 
 @pytest.mark.parametrize(

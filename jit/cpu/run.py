@@ -124,7 +124,6 @@ def after_step(s, shadow, trap):
         store64(s + S.MMIO_READS, 0)
         if shadow != 0 and load64(s + S.INTR_SHADOW) == shadow and load64(s + S.SHADOW_SET) == 0:
             store64(s + S.INTR_SHADOW, 0)
-    store64(s + S.SHADOW_SET, 0)
     if leave == S.LEAVE_NEXT:
         if load64(s + S.SINGLE_STEP) != 0:
             store64(s + S.EXIT_ARGS, S.DB)
@@ -141,6 +140,7 @@ def step(s):
     """One instruction that must be alone: after MMIO answered, in an interrupt shadow, or single-stepping."""
     store64(s + S.HFLAGS, load64(s + S.HFLAGS) | S.MODE_STEP)
     shadow, trap = load64(s + S.INTR_SHADOW), load64(s + S.RFLAGS) & S.TF
+    store64(s + S.SHADOW_SET, 0)
     b = find_block(s)
     if b != 0:
         execute(s, b)

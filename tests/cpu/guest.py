@@ -71,6 +71,32 @@ class Guest:
         assert address + len(data) <= RAM
         ctypes.memmove(self.ram.address + address, data, len(data))
 
+    def read_cpu(self, field: int, size: int) -> bytes:
+        return ctypes.string_at(self.cpu.address + field, size)
+
+    def write_cpu(self, field: int, data: bytes) -> None:
+        ctypes.memmove(self.cpu.address + field, data, len(data))
+
+    def words_cpu(self, field: int, count: int) -> list[int]:
+        return [self[field + 8 * i] for i in range(count)]
+
+    def share(self, other: Guest) -> None:
+        """Be another processor of `other`'s machine."""
+        self.vm, self.ram, self._others = other.vm, other.ram, other
+        self[S.VM] = other.vm.address
+        self.function("tlb_init")
+
+    def map(self, address: int) -> None:
+        """Map 1 GiB of guest-physical addresses at themselves; beyond RAM they are MMIO."""
+        self.write(PAGE_TABLES + 0x1000 + 8 * (address >> 30), (address | 0x87).to_bytes(8, "little"))
+
+    def answer(self, data: bytes) -> None:
+        """Complete an MMIO read."""
+        slot = S.MMIO_CACHE + 24 * self[S.MMIO_READS]
+        self[slot], self[slot + 8] = self[S.MMIO_GPA], self[S.MMIO_SIZE]
+        self.write_cpu(slot + 16, data)
+        self[S.MMIO_READS] += 1
+
     def enter_long_mode(self) -> None:
         entries = [PAGE_TABLES + 0x1000 | 7, PAGE_TABLES + 0x2000 | 7]
         for level, entry in enumerate(entries):

@@ -16,6 +16,7 @@ import trio
 
 from kvmfs.abi.ioctls import KVM_CREATE_VM
 from kvmfs.broker.clients import Client, Clients, Held
+from kvmfs.broker.files import passthrough_works
 from kvmfs.broker.vm import VmProcess
 from kvmfs.broker.zygote import Zygote
 from kvmfs.client import fds, memory
@@ -44,7 +45,7 @@ async def serve(
 
     :param connection: of the device, handshake done; remains the caller's.
     :param log: takes lines for people.
-    :param passthrough: try FUSE passthrough for run pages.
+    :param passthrough: use FUSE passthrough for run pages, if the kernel lets us.
     :param ready: called when clients are served.
     :param system: what answers system ioctls; :param core: the module that makes VMs in workers (for tests).
     """
@@ -106,7 +107,7 @@ class Broker:
         self._system = system
         self._zygote = zygote
         self._log = log
-        self._passthrough = passthrough
+        self._passthrough = passthrough and passthrough_works()
         self._clients = Clients()
         self._creations: dict[int, Creation] = {}  # by the request's unique
 

@@ -11,19 +11,17 @@ import errno
 import fcntl
 import os
 import signal
-import stat
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
 import trio
 
-from kvmfs.broker import takeover
+from kvmfs.broker import files, takeover
 from kvmfs.broker.clients import Client, Held
 from kvmfs.broker.link import Link
 from kvmfs.broker.zygote import Zygote
 from kvmfs.client import fds as client_fds
-from kvmfs.client import maps
 from kvmfs.wire import mount, reply
 from kvmfs.wire.connection import Connection, Kind
 from kvmfs.worker import channel
@@ -89,7 +87,11 @@ class VmProcess:
 
     def _open_first(self) -> tuple[int, int]:
         fd = self.open("vm")
-        return fd, os.fstat(fd).st_dev  # which only here does not wait for FUSE_INIT
+        try:
+            return fd, os.fstat(fd).st_dev
+        except BaseException:
+            os.close(fd)
+            raise
 
     # The life of the worker ----------------------------------------------------------------------------------------
 
@@ -224,12 +226,7 @@ class VmProcess:
         """A new open file of one of the VM's nodes. Blocks until the worker has answered."""
         if not name or len(name) > _NAME_MAX or "/" in name or name.startswith("."):
             raise OSError(errno.EINVAL, f"bad name {name[:_NAME_MAX]!r}")
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
-        fd = os.open(name, flags, dir_fd=self._mount)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise OSError(errno.EINVAL, f"{name} is no regular file")
-        return fd
+        return os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY, dir_fd=self._mount)
 
     async def _adopt(self, message: Message, fds: list[int]) -> Answer:
         address, length = int(message["address"]), int(message["length"])
@@ -239,7 +236,7 @@ class VmProcess:
 
     async def _map_shared(self, message: Message, fds: list[int]) -> Answer:
         tid = self._checked(int(message["tid"]))
-        return await trio.to_thread.run_sync(_map_shared, tid, int(message["address"]), int(message["length"]))
+        return await trio.to_thread.run_sync(files.map_shared, tid, int(message["address"]), int(message["length"]))
 
     def _checked(self, tid: int) -> int:
         if client_fds.tgid_of(tid) != self.client.tgid:
@@ -263,7 +260,7 @@ class VmProcess:
     async def _register_backing(self, message: Message, fds: list[int]) -> Answer:
         """The kernel will open the file again, for writing and with our rights: only a memfd may be given."""
         (memfd,) = fds
-        if fcntl.fcntl(memfd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR or not _is_memfd(memfd):
+        if fcntl.fcntl(memfd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR or not files.is_memfd(memfd):
             raise OSError(errno.EINVAL, "not a memfd")
         self._forget_backing()
         self._backing = self._connection.backing_open(memfd)
@@ -283,35 +280,3 @@ class VmProcess:
         "getfd": _getfd,
         "backing": _register_backing,
     }
-
-
-def _map_shared(tid: int, address: int, length: int) -> Answer:
-    """What [address, address + length) of the client consists of; in another OS thread, as a disk may be involved."""
-    pieces: list[tuple[int, int, str, int, int, bool]] = []
-    files: list[int] = []
-    try:
-        for piece in maps.backing(tid, address, length):
-            kind, index, writable = piece.kind, -1, True
-            if kind is maps.Kind.SHARED:
-                if len(files) == channel.MAX_FDS:
-                    raise OSError(errno.ENOMEM, f"more than {channel.MAX_FDS} mapped files behind one memory region")
-                try:
-                    files.append(maps.open_backing(tid, piece))
-                    index = len(files) - 1
-                    writable = fcntl.fcntl(files[index], fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
-                except OSError:  # a device, or a file that we have no way to: page by page then
-                    kind = maps.Kind.OTHER
-            pieces.append((piece.address, piece.length, kind.name, index, piece.offset, writable))
-    except BaseException:
-        channel.close_all(files)
-        raise
-    return {"pieces": pieces}, files
-
-
-def _is_memfd(fd: int) -> bool:
-    """Whether a file lies where only files without names do: the kernel's own shmem file system."""
-    own = os.memfd_create("", os.MFD_CLOEXEC)
-    try:
-        return os.fstat(fd).st_dev == os.fstat(own).st_dev
-    finally:
-        os.close(own)

@@ -9,12 +9,14 @@ import threading
 from typing import Protocol
 
 from kvmfs.kvm.caller import Node
+from kvmfs.syscalls import Sys, syscall
 from kvmfs.wire.connection import Connection
 from kvmfs.worker import channel
 from kvmfs.worker.broker_link import BrokerLink
 from kvmfs.worker.dispatch import Server
 from kvmfs.worker.harden import harden
 from kvmfs.worker.readers import Native
+from kvmfs.worker.seccomp import PR_SET_NAME
 
 
 class Core(Protocol):
@@ -45,6 +47,7 @@ def run(core: Core, fuse_fd: int, control: socket.socket, empty: int, settings: 
     """
     assert _native
     faulthandler.enable()
+    syscall(Sys.PRCTL, PR_SET_NAME, b"kvmfs-vm", 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     broker = BrokerLink(control)

@@ -23,10 +23,13 @@ from kvmfs.kvm.block import Block
 from kvmfs.worker.block import SERVICE as NEEDS_PYTHON
 from tests.process import escape
 from tests.process.fakecore_commands import (
+    ADOPT,
+    BACKING,
     BLOCK,
     BLOCKED,
     CRASH,
     FAIL_AFTER_INSTALL,
+    KINDS,
     PROBE,
     REFUSED_BY_WORKER,
     RETURN,
@@ -115,6 +118,23 @@ class FakeVm:
         if cmd == FAIL_AFTER_INSTALL:
             caller.install(FakeVcpu(arg))
             raise OSError(errno.EDOM, "")
+        if cmd == ADOPT:
+            address, length, offset = struct.unpack("<QQQ", caller.read(arg, 24))
+            memfd = caller.adopt(address, length)
+            with mmap.mmap(memfd, length) as memory:
+                (value,) = struct.unpack_from("<Q", memory, offset)
+                struct.pack_into("<Q", memory, offset, value + 1)
+            os.close(memfd)
+            return 0
+        if cmd == BACKING:
+            address, length, offset = struct.unpack("<QQQ", caller.read(arg, 24))
+            first, *others = caller.backing(address, length)
+            for piece in (first, *others):
+                if piece.fd >= 0:
+                    os.close(piece.fd)
+            answer = (KINDS.index(first.kind.name), first.length, first.offset, first.writable)
+            caller.write(arg, struct.pack("<QQQQ", *answer))
+            return 1 + len(others)
         if cmd & 0xFFFF == PROBE:
             text = escape.report(caller.tgid)
             caller.write(arg, text)

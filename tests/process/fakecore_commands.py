@@ -12,6 +12,11 @@ BLOCKED = 0xB10C
 # ioctls of a VM
 PROBE = 0xAEF0  # tries to break out: the answers as JSON, at most 4096 bytes, go to the argument
 FAIL_AFTER_INSTALL = 0xAEF1  # installs a vCPU and then fails with EDOM
+ADOPT = 0xAEF2  # argument: three words {address, length, offset}; adopts, and adds 1 to the word at the offset
+BACKING = 0xAEF3  # argument as above; writes the first piece's {kind, length, offset, writable} over it
+
+# BACKING's kinds
+KINDS = ("SHARED", "ANONYMOUS", "OTHER", "HOLE")
 
 # arguments of KVM_CREATE_VM
 REFUSED_BY_SYSTEM = 98  # EINVAL

@@ -1,0 +1,65 @@
+"""Files that pass between a client, the broker and a worker."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+from kvmfs.client import maps
+from kvmfs.wire import mount
+from kvmfs.wire.connection import Connection, Kind
+from kvmfs.worker import channel
+from kvmfs.worker.channel import Message
+
+
+def passthrough_works() -> bool:
+    """Whether the kernel lets us put a memfd behind a FUSE file: tried on a connection that nobody sees."""
+    memfd = os.memfd_create("kvmfs-probe", os.MFD_CLOEXEC)
+    try:
+        with Connection.open(Kind.FUSE) as connection:
+            root = mount.fuse(connection.fileno())
+            try:
+                if not connection.handshake(passthrough=True).passthrough:
+                    return False
+                connection.backing_close(connection.backing_open(memfd))
+                return True
+            finally:
+                connection.close()  # before the unmount, which may wait for an answer on it
+                os.close(root)
+    except OSError:
+        return False
+    finally:
+        os.close(memfd)
+
+
+def map_shared(tid: int, address: int, length: int) -> tuple[Message, list[int]]:
+    """What [address, address + length) of the client consists of; in another OS thread, as a disk may be involved."""
+    pieces: list[tuple[int, int, str, int, int, bool]] = []
+    found: list[int] = []
+    try:
+        for piece in maps.backing(tid, address, length):
+            kind, index, writable = piece.kind, -1, True
+            if kind is maps.Kind.SHARED:
+                if len(found) == channel.MAX_FDS:
+                    raise OSError(errno.ENOMEM, f"more than {channel.MAX_FDS} mapped files behind one memory region")
+                try:
+                    found.append(maps.open_backing(tid, piece))
+                    index = len(found) - 1
+                    writable = fcntl.fcntl(found[index], fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+                except OSError:  # a device, or a file that we have no way to: page by page then
+                    kind = maps.Kind.OTHER
+            pieces.append((piece.address, piece.length, kind.name, index, piece.offset, writable))
+    except BaseException:
+        channel.close_all(found)
+        raise
+    return {"pieces": pieces}, found
+
+
+def is_memfd(fd: int) -> bool:
+    """Whether a file lies where only files without names do: the kernel's own shmem file system."""
+    own = os.memfd_create("", os.MFD_CLOEXEC)
+    try:
+        return os.fstat(fd).st_dev == os.fstat(own).st_dev
+    finally:
+        os.close(own)

@@ -33,13 +33,20 @@ APIC_LVR_DIRECTED_EOI: Final = 1 << 24
 class Lapic:
     """One vCPU's. `init_latched`, `sipi_pending`, `sipi_vector`: INIT and SIPI that wait for it."""
 
-    def __init__(self, vcpu_id: int, *, lint0_extint: bool) -> None:
+    def __init__(self, vcpu_id: int) -> None:
         self._id = vcpu_id
         self._regs = bytearray(KVM_APIC_REG_SIZE)
         self.init_latched = self.sipi_pending = False
         self.sipi_vector = 0
         self._x2apic = False
-        self[APIC_ID] = vcpu_id << 24
+
+    def reset(self, *, lint0_extint: bool, init: bool) -> None:
+        """kvm_lapic_reset. `lint0_extint`: LINT0 takes the PIC's interrupts, as firmware would set it."""
+        identity = self[APIC_ID] if init else self._id << 24
+        self._regs[:] = bytes(KVM_APIC_REG_SIZE)
+        self[APIC_ID] = identity
+        if self._x2apic:
+            self[APIC_LDR] = self._x2apic_ldr
         self.set_version(directed_eoi=False)
         for at in range(APIC_LVTT, APIC_LVTERR + 1, 16):
             self[at] = LVT_MASKED

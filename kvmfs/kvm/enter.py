@@ -70,7 +70,7 @@ SPINS: Final = 64
 # Words of the blocks; numba wants them as plain globals
 RUN_PAGE, PHASE, RESULT, NEEDS, WANTED = Cpu.RUN, Cpu.PHASE, Cpu.RESULT, Cpu.NEEDS, Cpu.WANTED
 HAS_RUN, LAPIC, MP_STATE, COMPLETION = Cpu.HAS_RUN, Cpu.LAPIC, Cpu.MP_STATE, Cpu.COMPLETION
-TRIPLE_FAULT, MMIO_DONE, EVENT_LOG = Cpu.TRIPLE_FAULT, Cpu.MMIO_DONE, Cpu.EVENT_LOG
+APIC_EVENTS, TRIPLE_FAULT, MMIO_DONE, EVENT_LOG = Cpu.APIC_EVENTS, Cpu.TRIPLE_FAULT, Cpu.MMIO_DONE, Cpu.EVENT_LOG
 IRQCHIP, QUIRKS_OFF, EXIT_ON_EMULATION_ERROR = Vm.IRQCHIP, Vm.DISABLED_QUIRKS, Vm.EXIT_ON_EMULATION_ERROR
 VCPUS, VCPU_COUNT = Vm.VCPUS, Vm.VCPU_COUNT
 
@@ -409,6 +409,9 @@ def block(s):
 def begin(s):
     """Up to where the client's registers are needed: AGAIN to go on, or LEAVE with RESULT."""
     run = load64(s + RUN_PAGE)
+    if load64(s + APIC_EVENTS) != 0:
+        store64(s + RESULT, service(s, W.NEEDS_APIC_EVENTS))
+        return LEAVE
     store64(s + WANTED, 0 if load8(run + IMMEDIATE_EXIT) else 1)
     store16(run + FLAGS, 0)
     if load64(s + MP_STATE) == UNINITIALIZED:

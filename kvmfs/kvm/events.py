@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from kvmfs.abi import ioctls, vcpu
 from kvmfs.abi.debug import BP_VECTOR, OF_VECTOR
 from kvmfs.abi.ioctls import Fd
+from kvmfs.abi.msr_bits import MSR_IA32_APICBASE_BSP
 from kvmfs.abi.vcpu import Interrupt, MpState, VcpuEvents
 from kvmfs.jit import state as S
 from kvmfs.kvm.caller import Caller
@@ -121,10 +122,31 @@ def set_events(cpu: Vcpu, events: VcpuEvents) -> None:
             fail(errno.EINVAL)
         if cpu.lapic is not None:
             cpu.lapic.init_latched = bool(events.smi.latched_init)
+            state[Cpu.APIC_EVENTS] = cpu.lapic.init_latched or cpu.lapic.sipi_pending
     if flags & vcpu.KVM_VCPUEVENT_VALID_TRIPLE_FAULT:
         if not block[Vm.TRIPLE_FAULT_EVENT]:
             fail(errno.EINVAL)
         state[Cpu.TRIPLE_FAULT] = bool(events.triple_fault.pending)
+
+
+def accept_apic_events(cpu: Vcpu) -> None:
+    """kvm_apic_accept_events: INIT resets the vCPU, SIPI starts it where its vector says (SDM vol. 3, 9.4)."""
+    state, lapic = cpu.state, cpu.lapic
+    state[Cpu.APIC_EVENTS] = 0
+    if lapic is None:
+        return
+    if lapic.init_latched:
+        lapic.init_latched = False
+        cpu.reset(init=True)
+        is_bsp = state[S.APIC_BASE] & MSR_IA32_APICBASE_BSP
+        state[Cpu.MP_STATE] = vcpu.KVM_MP_STATE_RUNNABLE if is_bsp else vcpu.KVM_MP_STATE_INIT_RECEIVED
+    if lapic.sipi_pending:
+        lapic.sipi_pending = False
+        if state[Cpu.MP_STATE] == vcpu.KVM_MP_STATE_INIT_RECEIVED:
+            state[S.CS + S.SEL], state[S.CS + S.BASE] = lapic.sipi_vector << 8, lapic.sipi_vector << 12
+            state[S.RIP] = 0
+            state.derive()
+            state[Cpu.MP_STATE] = vcpu.KVM_MP_STATE_RUNNABLE
 
 
 @table.ioctl(ioctls.KVM_GET_VCPU_EVENTS)
@@ -139,6 +161,7 @@ def _set_events(cpu: Vcpu, caller: Caller, arg: VcpuEvents) -> None:
 
 @table.ioctl(ioctls.KVM_GET_MP_STATE)
 def _get_mp_state(cpu: Vcpu, caller: Caller, arg: int) -> MpState:
+    accept_apic_events(cpu)
     return MpState(mp_state=cpu.state[Cpu.MP_STATE])
 
 
@@ -149,6 +172,7 @@ def _set_mp_state(cpu: Vcpu, caller: Caller, arg: MpState) -> None:
         fail(errno.EINVAL)
     if wanted == vcpu.KVM_MP_STATE_SIPI_RECEIVED and cpu.lapic is not None:
         cpu.lapic.sipi_pending = True
+        cpu.state[Cpu.APIC_EVENTS] = 1
         wanted = vcpu.KVM_MP_STATE_INIT_RECEIVED
     cpu.state[Cpu.MP_STATE] = wanted
 

@@ -112,4 +112,8 @@ def create_guest_memfd(vm: Vm, caller: Caller, arg: CreateGuestMemfd) -> int:
         vm.gmem_count += 1
         number = vm.gmem_count - 1
     gmem = GuestMemfd(vm, number, arg.size)
-    return caller.install(gmem)
+    try:
+        return caller.install(gmem)
+    except BaseException:
+        gmem.released()
+        raise

@@ -152,4 +152,5 @@ SERVICES: Final = {
     W.NEEDS_WRMSR: _wrmsr,
     W.NEEDS_HYPERCALL: _hypercall,
     W.NEEDS_EVENT_LOG: _event_log,
+    W.NEEDS_APIC_EVENTS: events.accept_apic_events,
 }

@@ -16,13 +16,19 @@ from typing import TYPE_CHECKING, Final
 from kvmfs.abi import ioctls
 from kvmfs.abi import msr_bits as B
 from kvmfs.abi import msr_index as M
+from kvmfs.abi.caps import Cap
 from kvmfs.abi.cpuid import CpuidEntry2
 from kvmfs.abi.cpuid_basic import Leaf1Ecx
 from kvmfs.abi.ioctls import Fd
 from kvmfs.abi.limits import VCPU_MMAP_SIZE
 from kvmfs.abi.run import Run
 from kvmfs.abi.vcpu import KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, SignalMask
-from kvmfs.abi.vm import KVM_X86_QUIRK_CD_NW_CLEARED, KVM_X86_QUIRK_LINT0_REENABLED, KVM_X86_QUIRK_STUFF_FEATURE_MSRS
+from kvmfs.abi.vm import (
+    KVM_X86_QUIRK_CD_NW_CLEARED,
+    KVM_X86_QUIRK_LINT0_REENABLED,
+    KVM_X86_QUIRK_STUFF_FEATURE_MSRS,
+    EnableCap,
+)
 from kvmfs.irqchip.lapic import Lapic
 from kvmfs.jit import state as S
 from kvmfs.kvm import (
@@ -59,6 +65,10 @@ RESET_DATA: Final = 0x93
 RESET_LDT: Final = 0x82
 RESET_TSS: Final = 0x8B
 DEFAULT_SIGNATURE: Final = 0x600  # in RDX when there is no CPUID
+EVENTS: Final = (
+    S.EXC_PENDING, S.EXC_INJECTED, S.INTR_INJECTED, S.INTR_SHADOW, S.INTR_REQUEST, S.NMI_INJECTED, S.NMI_PENDING,
+    S.NMI_MASKED,
+)  # fmt: skip
 
 
 class Vcpu:
@@ -87,14 +97,12 @@ class Vcpu:
         self.mce = MachineCheck()
         self.signal_mask: bytes | None = None
         self.is_reset_bsp = vm.bsp_id == vcpu_id
-        lint0 = self.is_reset_bsp and vm.has_quirk(KVM_X86_QUIRK_LINT0_REENABLED)
-        self.lapic = Lapic(vcpu_id, lint0_extint=lint0) if vm.chips else None
+        self.lapic = Lapic(vcpu_id) if vm.chips else None
         self.tsc = GuestTsc(self.state, native.rdtsc, vm.tsc_generation, native.host_khz)
         self.tsc.set_khz(vm.tsc_khz)
         self._create()
-        self.reset()
         native.prepare(self.context, vm.block.address)
-        self.state.derive()
+        self.reset()
 
     # Birth -----
 
@@ -113,31 +121,51 @@ class Vcpu:
         self.msr[M.MSR_IA32_UCODE_REV] = 0x100000000
         self._apply_cpuid()
 
-    def reset(self) -> None:
-        """kvm_vcpu_reset: the state after RESET (SDM vol. 3, table 10-1)."""
+    def reset(self, *, init: bool = False) -> None:
+        """kvm_vcpu_reset: the state after RESET, or after INIT (SDM vol. 3, table 10-1)."""
         state = self.state
         for at in range(S.GPR, S.GPR + 16 * 8, 8):
             state[at] = 0
-        state[S.RDX] = DEFAULT_SIGNATURE
+        signature = self.cpuid.find(1)
+        state[S.RDX] = signature.eax if signature else DEFAULT_SIGNATURE
         state[S.RIP], state.rflags = 0xFFF0, RFLAGS_FIXED
         for at in (S.CS, S.SS, S.DS, S.ES, S.FS, S.GS, S.LDTR, S.TR):
             state[at + S.SEL], state[at + S.BASE], state[at + S.LIMIT] = 0, 0, 0xFFFF
             state[at + S.ATTR] = RESET_DATA
         state[S.CS + S.SEL], state[S.CS + S.BASE], state[S.CS + S.ATTR] = 0xF000, 0xFFFF0000, RESET_CODE
         state[S.LDTR + S.ATTR], state[S.TR + S.ATTR] = RESET_LDT, RESET_TSS
+        state[S.GDTR_BASE] = state[S.IDTR_BASE] = 0
         state[S.GDTR_LIMIT] = state[S.IDTR_LIMIT] = 0xFFFF
-        caches_off = 0 if self.vm.has_quirk(KVM_X86_QUIRK_CD_NW_CLEARED) else S.CR0_NW | S.CR0_CD
-        state[S.CR0] = S.CR0_ET | caches_off
+        caches = state[S.CR0] if init else S.CR0_NW | S.CR0_CD
+        if self.vm.has_quirk(KVM_X86_QUIRK_CD_NW_CLEARED):
+            caches = 0
+        state[S.CR0] = S.CR0_ET | caches & (S.CR0_NW | S.CR0_CD)
         state[S.CR2] = state[S.CR3] = state[S.CR4] = state[S.CR8] = state[S.EFER] = 0
         state[S.DR6], state[S.DR7] = regs.DR6_ACTIVE_LOW, regs.DR7_FIXED_1
-        state[S.XCR0] = FP
-        state[S.PAT] = B.MSR_IA32_CR_PAT_DEFAULT
-        state[S.MISC_ENABLE] = B.MSR_IA32_MISC_ENABLE_PEBS_UNAVAIL | B.MSR_IA32_MISC_ENABLE_BTS_UNAVAIL
-        state[S.APIC_BASE] = B.APIC_DEFAULT_PHYS_BASE | B.MSR_IA32_APICBASE_ENABLE
-        if self.is_reset_bsp:
-            state[S.APIC_BASE] |= B.MSR_IA32_APICBASE_BSP
-        fpu.reset(state)
-        self.tsc.synchronize(None)
+        for at in (*range(S.DR, S.DR + 32, 8), *EVENTS):
+            state[at] = 0
+        if self.lapic:
+            self.lapic.reset(lint0_extint=self._lint0_extint, init=init)
+        if init:
+            self.flush_translations()
+        else:
+            state[S.XCR0] = FP
+            state[S.PAT] = B.MSR_IA32_CR_PAT_DEFAULT
+            state[S.MISC_ENABLE] = B.MSR_IA32_MISC_ENABLE_PEBS_UNAVAIL | B.MSR_IA32_MISC_ENABLE_BTS_UNAVAIL
+            bsp = B.MSR_IA32_APICBASE_BSP if self.is_reset_bsp else 0
+            state[S.APIC_BASE] = B.APIC_DEFAULT_PHYS_BASE | B.MSR_IA32_APICBASE_ENABLE | bsp
+            fpu.reset(state)
+            self.tsc.synchronize(None)
+        state.derive()
+
+    @property
+    def _lint0_extint(self) -> bool:
+        return self.is_reset_bsp and self.vm.has_quirk(KVM_X86_QUIRK_LINT0_REENABLED)
+
+    def close(self) -> None:
+        """Undo the making of a vCPU that nobody ever had."""
+        del self.run
+        os.close(self.memfd)
 
     def __repr__(self) -> str:
         return f"<vCPU {self.id} at {self.state[S.RIP]:#x}>"
@@ -291,6 +319,13 @@ def set_signal_mask(vcpu: Vcpu, caller: Caller, arg: int) -> None:
     if read_struct(caller, arg, SignalMask).len != SIGSET_SIZE:
         fail(errno.EINVAL)
     vcpu.signal_mask = caller.read(arg + ctypes.sizeof(SignalMask), SIGSET_SIZE)
+
+
+@own.ioctl(ioctls.KVM_ENABLE_CAP)
+def enable_cap(vcpu: Vcpu, caller: Caller, arg: EnableCap) -> None:
+    """KVM_CAP_ENFORCE_PV_FEATURE_CPUID hides paravirtual features that the guest's CPUID does not name: all are."""
+    if arg.flags or arg.cap != Cap.ENFORCE_PV_FEATURE_CPUID:
+        fail(errno.EINVAL)
 
 
 TABLE: Final[Table[Vcpu]] = Table(

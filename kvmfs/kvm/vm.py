@@ -135,13 +135,13 @@ def create_vcpu(vm: Vm, caller: Caller, arg: int) -> int:
             fail(errno.EINVAL)
         if arg in vm.vcpus:
             fail(errno.EEXIST)
-        vm.created_vcpus += 1
+        vcpu = Vcpu(vm, arg, index=len(vm.vcpus))
         try:
-            vcpu = Vcpu(vm, arg, index=len(vm.vcpus))
             number = caller.install(vcpu)
         except BaseException:
-            vm.created_vcpus -= 1
+            vcpu.close()
             raise
+        vm.created_vcpus += 1
         vm.online(vcpu)
         return number
 

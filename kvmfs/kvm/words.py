@@ -29,6 +29,7 @@ class Cpu:
     LAPIC = _at + _l.u64()  # 1: the local APIC is ours
     MP_STATE = _at + _l.u64()  # KVM_MP_STATE_*
     COMPLETION = _at + _l.u64()  # what the next KVM_RUN has to finish first, COMPLETE_* below
+    APIC_EVENTS = _at + _l.u64()  # an INIT or SIPI waits to be accepted
     TRIPLE_FAULT = _at + _l.u64()  # KVM_REQ_TRIPLE_FAULT
     EXC_HAS_PAYLOAD = _at + _l.u64()
     GUEST_DEBUG = _at + _l.u64()  # KVM_GUESTDBG_*
@@ -68,6 +69,7 @@ NEEDS_RDMSR: Final = 3  # EXIT_ARGS: index
 NEEDS_WRMSR: Final = 4  # EXIT_ARGS: index, value
 NEEDS_HYPERCALL: Final = 5
 NEEDS_EVENT_LOG: Final = 6  # a memory fault is about to be reported
+NEEDS_APIC_EVENTS: Final = 7
 
 # COMPLETION
 COMPLETE_NONE: Final = 0

@@ -20,7 +20,7 @@
 
 #include <linux/kvm.h>
 
-enum { PAGE = 4096, CODE = 0x1000, TABLES = 0x2000, LOW_SIZE = 0x100000 };
+enum { PAGE = 4096, CODE = 0x1000, TABLES = 0x2000, LOW_SIZE = 0x100000, CPUID_ENTRIES = 256 };
 #define DATA 0x40000000UL	/* page tables map 4 GiB one to one */
 
 asm(".pushsection .rodata\n"
@@ -92,6 +92,7 @@ static struct vm create(const char *code, const char *end)
 	struct kvm_segment ds = { .limit = ~0u, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1 };
 	struct kvm_regs regs = { .rip = CODE, .rflags = 2 };
 	struct kvm_sregs sregs;
+	struct kvm_cpuid2 *cpuid = calloc(1, sizeof(*cpuid) + CPUID_ENTRIES * sizeof(cpuid->entries[0]));
 	struct vm vm = { .vm = kvm(kvm_fd, KVM_CREATE_VM, 0) };
 	uint64_t *tables;
 
@@ -109,6 +110,11 @@ static struct vm create(const char *code, const char *end)
 	vm.run = mmap(NULL, vm.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vm.vcpu, 0);
 	if (vm.run == MAP_FAILED)
 		die("mmap(vCPU)");
+	/* Long mode must be in the vCPU's CPUID before EFER may have it. */
+	cpuid->nent = CPUID_ENTRIES;
+	kvm(kvm_fd, KVM_GET_SUPPORTED_CPUID, cpuid);
+	kvm(vm.vcpu, KVM_SET_CPUID2, cpuid);
+	free(cpuid);
 	kvm(vm.vcpu, KVM_GET_SREGS, &sregs);
 	sregs.cr0 = 0x80000001;
 	sregs.cr3 = TABLES;

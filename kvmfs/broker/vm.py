@@ -226,7 +226,14 @@ class VmProcess:
         """A new open file of one of the VM's nodes. Blocks until the worker has answered."""
         if not name or len(name) > _NAME_MAX or "/" in name or name.startswith("."):
             raise OSError(errno.EINVAL, f"bad name {name[:_NAME_MAX]!r}")
-        return os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY, dir_fd=self._mount)
+        try:
+            if self._mount < 0:
+                raise ConnectionAbortedError
+            return os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY, dir_fd=self._mount)
+        except OSError as error:
+            if error.errno in (None, errno.ENOTCONN, errno.ECONNABORTED):
+                raise OSError(errno.EIO, "the VM's process has ended") from None
+            raise
 
     async def _adopt(self, message: Message, fds: list[int]) -> Answer:
         address, length = int(message["address"]), int(message["length"])

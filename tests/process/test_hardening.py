@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kvmfs.abi import ioctls
 from tests.process import fakecore_commands as commands
-from tests.process.harness import Broker, Talk, client, create_vm, open_kvm
+from tests.process.harness import Broker, Talk, client, create_vcpu, create_vm, kvm_run, open_kvm
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -41,3 +43,32 @@ def test_no_way_out(broker: Broker) -> None:
         assert answers.pop(attempt) == expected, attempt
     assert len(answers) > 15
     assert {attempt: got for attempt, got in answers.items() if got not in ("EPERM", "ENOENT", "ENOSYS")} == {}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_the_worker_is_its_client_s_user(broker: Broker) -> None:
+    """And it reaches a client that is not dumpable, as one is that has changed its user."""
+    nobody = 65534
+
+    def body(path: Path, talk: Talk) -> None:
+        kvm = open_kvm(path)
+        os.setgroups([])
+        os.setresgid(nobody, nobody, nobody)
+        os.setresuid(nobody, nobody, nobody)
+        vcpu = create_vcpu(create_vm(kvm))
+        talk.say("made")
+        talk.hear()
+        sent, got = bytes(range(144)), bytearray(144)
+        fcntl.ioctl(vcpu, ioctls.KVM_SET_REGS.number, sent)
+        fcntl.ioctl(vcpu, ioctls.KVM_GET_REGS.number, got)
+        assert got == sent
+        assert kvm_run(vcpu) == 0
+
+    with client(broker.path, body) as process:
+        process.hear()
+        (worker,) = broker.workers
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{worker}/status").read_text().splitlines())
+        assert status["Uid"].split() == status["Gid"].split() == [str(nobody)] * 4
+        assert status["Groups"].split() == []
+        process.talk.say("go on")
+        process.result()

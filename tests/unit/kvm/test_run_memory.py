@@ -1,0 +1,115 @@
+"""KVM_RUN and memory: faults that the client resolves, and slots that change under a running guest."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+
+from kvmfs.jit import state as S
+
+from kvmfs.abi import ioctls
+from kvmfs.abi.exits import Exit
+from kvmfs.abi.memory import CreateGuestMemfd, MemoryAttributes, PreFaultMemory
+from kvmfs.abi.vcpu import Translation
+from tests.unit.kvm.inprocess import DATA, MEMORY, MMIO, PAGE, STACK, Machine, run_in_thread
+
+HLT = "f4"
+OUT80, IN80 = "e680", "e480"  # out 0x80, al; in al, 0x80
+LOAD, STORE = "488b03", "488903"  # mov rax, [rbx]; mov [rbx], rax
+SPIN = "ebfe"  # jmp $
+RDMSR, VMCALL, UD2 = "0f32", "0f01c1", "0f0b"
+AESENC = "660f38dcc1"  # valid, and not implemented
+
+
+def test_private_page_of_a_slot_without_guest_memfd() -> None:
+    machine = Machine(LOAD + HLT, kind=1)
+    machine.set_regs(rbx=DATA + 5)
+    private = MemoryAttributes(address=DATA, size=PAGE, attributes=8)
+    machine.call(machine.vm, ioctls.KVM_SET_MEMORY_ATTRIBUTES, private)
+    assert machine.run() == -errno.EFAULT
+    fault = machine.page.memory_fault
+    assert machine.page.exit_reason == Exit.MEMORY_FAULT
+    assert (fault.gpa, fault.size, fault.flags) == (DATA, PAGE, 8)
+    private.attributes = 0
+    machine.call(machine.vm, ioctls.KVM_SET_MEMORY_ATTRIBUTES, private)
+    assert machine.run() == 0
+    assert machine.page.exit_reason == Exit.HLT
+
+
+def test_private_and_shared_side_of_a_page() -> None:
+    machine = Machine(LOAD + OUT80 + LOAD + HLT, kind=1)
+    gmem = machine.call(machine.vm, ioctls.KVM_CREATE_GUEST_MEMFD, CreateGuestMemfd(size=PAGE))
+    shared = machine.client.memory(PAGE)
+    ctypes.memmove(shared, b"shared..", 8)
+    machine.set_slot(1, MMIO, shared, PAGE, flags=4, guest_memfd=gmem)
+    machine.set_regs(rbx=MMIO)
+    machine.run()
+    assert machine.regs.rax == int.from_bytes(b"shared..", "little")
+    private = MemoryAttributes(address=MMIO, size=PAGE, attributes=8)
+    machine.call(machine.vm, ioctls.KVM_SET_MEMORY_ATTRIBUTES, private)
+    machine.run()
+    assert (machine.page.exit_reason, machine.regs.rax) == (Exit.HLT, 0)
+
+
+def test_client_memory_that_is_not_there() -> None:
+    machine = Machine(LOAD + HLT)
+    machine.set_slot(1, MMIO, 0x10000, PAGE)  # below mmap_min_addr: nothing can be mapped there
+    machine.set_regs(rbx=MMIO)
+    assert machine.run() == -errno.EFAULT
+    assert machine.page.exit_reason == Exit.UNKNOWN
+
+
+def test_memory_that_cannot_be_mapped_is_copied() -> None:
+    machine = Machine(LOAD + "48ffc0" + STORE + HLT, shared=False)  # inc rax; code and page tables are remote too
+    machine.put(DATA, (41).to_bytes(8, "little"))
+    machine.set_regs(rbx=DATA)
+    assert machine.run() == 0
+    assert machine.page.exit_reason == Exit.HLT
+    assert machine.at(DATA, 8) == (42).to_bytes(8, "little")
+
+
+def test_pre_fault() -> None:
+    machine = Machine(HLT)
+    what = PreFaultMemory(gpa=MEMORY - 2 * PAGE, size=4 * PAGE)
+    machine.call(machine.vcpu, ioctls.KVM_PRE_FAULT_MEMORY, what)
+    assert (what.gpa, what.size) == (MEMORY, 2 * PAGE)
+
+
+def test_translate() -> None:
+    machine = Machine(HLT)
+    for linear, gpa in ((DATA + 5, DATA + 5), (MMIO, MMIO), (1 << 40, None)):
+        what = Translation(linear_address=linear)
+        machine.call(machine.vcpu, ioctls.KVM_TRANSLATE, what)
+        assert (what.valid, what.physical_address if what.valid else None) == (gpa is not None, gpa)
+
+
+def test_a_slot_is_gone_when_its_deletion_returns() -> None:
+    machine = Machine(LOAD + "ebfb")  # the load, again and again
+    memory = machine.client.memory(PAGE)
+    machine.set_slot(1, MMIO, memory, PAGE)
+    machine.set_regs(rbx=MMIO)
+    thread, _ = run_in_thread(machine)
+    while not machine.vcpu.state[S.MODE]:
+        pass
+    machine.set_slot(1, 0, 0, 0)
+    thread.join()
+    assert (machine.page.exit_reason, machine.page.mmio.phys_addr) == (Exit.MMIO, MMIO)
+
+
+def test_dirty_log_of_a_running_guest() -> None:
+    from kvmfs.abi.memory import DirtyLog
+
+    machine = Machine(STORE + OUT80 + STORE + HLT)
+    machine.set_slot(0, 0, machine.memory, MEMORY, flags=1)
+    bitmap = (ctypes.c_uint64 * (MEMORY // PAGE // 64))()
+    log = DirtyLog(slot=0, dirty_bitmap=ctypes.addressof(bitmap))
+    machine.set_regs(rbx=DATA)
+    machine.run()
+    machine.call(machine.vm, ioctls.KVM_GET_DIRTY_LOG, log)
+    assert bitmap[0] >> DATA // PAGE & 1
+    assert not bitmap[0] >> STACK // PAGE & 1
+    machine.call(machine.vm, ioctls.KVM_GET_DIRTY_LOG, log)
+    assert not bitmap[0]
+    machine.run()
+    machine.call(machine.vm, ioctls.KVM_GET_DIRTY_LOG, log)
+    assert bitmap[0] >> DATA // PAGE & 1

@@ -16,20 +16,14 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from kvmfs.abi.exits import Exit, InternalError
-from kvmfs.abi.layout import PAGE_SIZE, offset_of
+from kvmfs.abi.layout import offset_of
 from kvmfs.abi.run import (
-    KVM_EXIT_IO_IN,
-    KVM_EXIT_IO_OUT,
-    KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES,
     KVM_SYNC_X86_VALID_FIELDS,
     Run,
 )
 from kvmfs.abi.vcpu import KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED
-from kvmfs.abi.vm import KVM_X86_QUIRK_OUT_7E_INC_RIP
 from kvmfs.jit import state as S
 from kvmfs.jit.build import Group, compiled
-from kvmfs.jit.cpu.io import group as io_group
 from kvmfs.jit.cpu.run import group as run_group
 from kvmfs.jit.cpu.run import step
 from kvmfs.jit.mmu.group import TLB_INIT
@@ -37,11 +31,9 @@ from kvmfs.jit.mmu.tlb import acknowledge_flush, enter_guest, leave_guest
 from kvmfs.jit.raw import (
     atomic_and,
     atomic_or,
-    call1,
     load8,
     load64,
     memcpy,
-    memset,
     pause,
     rdtsc,
     store8,
@@ -52,13 +44,30 @@ from kvmfs.jit.raw import (
     zext32,
 )
 from kvmfs.kvm import words as W
+from kvmfs.kvm.exits import (
+    AGAIN,
+    COMPLETE_PIO,
+    EXIT_INTR,
+    EXIT_REASON,
+    EXIT_SHUTDOWN,
+    EXIT_UNKNOWN,
+    EXIT_WINDOW,
+    FRAGMENT,
+    LEAVE,
+    MMIO_DATA,
+    PIO_PAGE,
+    call,
+    convert,
+    leave,
+    report_mmio_write,
+    service,
+)
 from kvmfs.kvm.words import Cpu, Vm
 
 group = Group("enter", __name__)
 
 RUN, RESET_CODE = run_group.slot("run"), run_group.slot("reset_code")
 RUN_ONE: Final = group.base  # the first member
-COMPLETE_PIO = io_group.slot("complete_pio")
 
 SERVICE, EINTR, EINVAL, EAGAIN = W.SERVICE, errno.EINTR, errno.EINVAL, errno.EAGAIN
 SYS_FUTEX: Final = 202
@@ -68,48 +77,19 @@ SYS_SCHED_YIELD: Final = 24
 SPINS: Final = 64
 
 # Words of the blocks; numba wants them as plain globals
-RUN_PAGE, PHASE, RESULT, NEEDS, WANTED = Cpu.RUN, Cpu.PHASE, Cpu.RESULT, Cpu.NEEDS, Cpu.WANTED
+RUN_PAGE, PHASE, RESULT, WANTED = Cpu.RUN, Cpu.PHASE, Cpu.RESULT, Cpu.WANTED
 HAS_RUN, LAPIC, MP_STATE, COMPLETION = Cpu.HAS_RUN, Cpu.LAPIC, Cpu.MP_STATE, Cpu.COMPLETION
 APIC_EVENTS, TRIPLE_FAULT, MMIO_DONE, EVENT_LOG = Cpu.APIC_EVENTS, Cpu.TRIPLE_FAULT, Cpu.MMIO_DONE, Cpu.EVENT_LOG
-IRQCHIP, QUIRKS_OFF, EXIT_ON_EMULATION_ERROR = Vm.IRQCHIP, Vm.DISABLED_QUIRKS, Vm.EXIT_ON_EMULATION_ERROR
-VCPUS, VCPU_COUNT = Vm.VCPUS, Vm.VCPU_COUNT
+IRQCHIP, VCPUS, VCPU_COUNT = Vm.IRQCHIP, Vm.VCPUS, Vm.VCPU_COUNT
 
 # struct kvm_run
 REQUEST_WINDOW, IMMEDIATE_EXIT = offset_of(Run, "request_interrupt_window"), offset_of(Run, "immediate_exit")
-EXIT_REASON, READY, IF_FLAG = (offset_of(Run, f) for f in ("exit_reason", "ready_for_interrupt_injection", "if_flag"))
 FLAGS, CR8, APIC_BASE = (offset_of(Run, f) for f in ("flags", "cr8", "apic_base"))
 VALID_REGS, DIRTY_REGS = offset_of(Run, "kvm_valid_regs"), offset_of(Run, "kvm_dirty_regs")
-IO_DIRECTION, IO_SIZE, IO_PORT = (offset_of(Run, f"io.{f}") for f in ("direction", "size", "port"))
-IO_COUNT, IO_DATA_OFFSET = offset_of(Run, "io.count"), offset_of(Run, "io.data_offset")
-MMIO_ADDR, MMIO_DATA = offset_of(Run, "mmio.phys_addr"), offset_of(Run, "mmio.data")
-MMIO_LEN, MMIO_IS_WRITE = offset_of(Run, "mmio.len"), offset_of(Run, "mmio.is_write")
-FAULT_FLAGS, FAULT_GPA, FAULT_SIZE = (offset_of(Run, f"memory_fault.{f}") for f in ("flags", "gpa", "size"))
-SUBERROR, NDATA, INTERNAL_DATA = (offset_of(Run, f"internal.{f}") for f in ("suberror", "ndata", "data"))
-FAILURE_FLAGS = offset_of(Run, "emulation_failure.flags")
-FAILURE_SIZE, FAILURE_BYTES = (offset_of(Run, f"emulation_failure.{f}") for f in ("insn_size", "insn_bytes"))
-DEBUG_EXCEPTION, DEBUG_PC = offset_of(Run, "debug.arch.exception"), offset_of(Run, "debug.arch.pc")
-DEBUG_DR6, DEBUG_DR7 = offset_of(Run, "debug.arch.dr6"), offset_of(Run, "debug.arch.dr7")
 HYPERCALL_RET = offset_of(Run, "hypercall.ret")
-PIO_PAGE: Final = PAGE_SIZE
-
-EXIT_UNKNOWN, EXIT_IO, EXIT_MMIO, EXIT_HLT = int(Exit.UNKNOWN), int(Exit.IO), int(Exit.MMIO), int(Exit.HLT)
-EXIT_INTR, EXIT_SHUTDOWN, EXIT_INTERNAL_ERROR = int(Exit.INTR), int(Exit.SHUTDOWN), int(Exit.INTERNAL_ERROR)
-EXIT_MEMORY_FAULT, EXIT_DEBUG, EXIT_WINDOW = int(Exit.MEMORY_FAULT), int(Exit.DEBUG), int(Exit.IRQ_WINDOW_OPEN)
-SUBERROR_EMULATION = int(InternalError.EMULATION)
-FAILURE_INFO: Final = 5  # words that KVM's vendor modules fill in
-NOP: Final = 0x90
+READY, IF_FLAG = offset_of(Run, "ready_for_interrupt_injection"), offset_of(Run, "if_flag")
 
 RUNNABLE, HALTED, UNINITIALIZED = KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED
-FRAGMENT: Final = 24  # of MMIO: gpa, size, data
-QUIRK_PORT: Final = 0x7E
-
-# go(): how to proceed
-LEAVE, AGAIN = 0, 1
-
-
-@compiled
-def call(s, slot):
-    return call1(load64(load64(s + S.FUNCTIONS) + 8 * slot), s)
 
 
 @group.add
@@ -143,13 +123,6 @@ def skip_instruction(s):
 
 
 # Ending -----
-
-
-@compiled
-def service(s, what):
-    """Back to Python."""
-    store64(s + NEEDS, what)
-    return SERVICE
 
 
 @compiled
@@ -193,138 +166,6 @@ def finish(s):
     save(s)
     store64(s + PHASE, W.PHASE_START)
     return load64(s + RESULT)
-
-
-# Exits -----
-
-
-@compiled
-def report_pio(s):
-    """KVM_EXIT_IO."""
-    run = load64(s + RUN_PAGE)
-    size, count, into = load64(s + S.PIO_SIZE), load64(s + S.PIO_COUNT), load64(s + S.PIO_IN)
-    store32(run + EXIT_REASON, EXIT_IO)
-    store8(run + IO_DIRECTION, KVM_EXIT_IO_IN if into else KVM_EXIT_IO_OUT)
-    store8(run + IO_SIZE, size)
-    store16(run + IO_PORT, load64(s + S.PIO_PORT))
-    store32(run + IO_COUNT, count)
-    store64(run + IO_DATA_OFFSET, PIO_PAGE)
-    if into == 0:
-        memcpy(run + PIO_PAGE, s + S.PIO_DATA, size * count)
-    if load64(s + S.PIO_STATE) == S.IO_PENDING:
-        store64(s + COMPLETION, W.COMPLETE_PIO)
-        quirk = load64(load64(s + S.VM) + QUIRKS_OFF) & KVM_X86_QUIRK_OUT_7E_INC_RIP == 0
-        if into == 0 and load64(s + S.PIO_PORT) == QUIRK_PORT and quirk:
-            call(s, COMPLETE_PIO)
-            store64(s + COMPLETION, W.COMPLETE_NONE)
-
-
-@compiled
-def report_mmio(s, gpa, size, data, write):
-    """KVM_EXIT_MMIO."""
-    run = load64(s + RUN_PAGE)
-    store32(run + EXIT_REASON, EXIT_MMIO)
-    store64(run + MMIO_ADDR, gpa)
-    store32(run + MMIO_LEN, size)
-    store8(run + MMIO_IS_WRITE, write)
-    if write:
-        memcpy(run + MMIO_DATA, data, size)
-
-
-@compiled
-def report_mmio_write(s):
-    """The next fragment of a queued write."""
-    fragment = s + S.MMIO_QUEUE + FRAGMENT * load64(s + MMIO_DONE)
-    report_mmio(s, load64(fragment), load64(fragment + 8), fragment + 16, 1)
-    store64(s + COMPLETION, W.COMPLETE_MMIO_WRITE)
-
-
-@compiled
-def report_emulation_failure(s):
-    """prepare_emulation_failure_exit: KVM_EXIT_INTERNAL_ERROR with the instruction's bytes."""
-    run, length = load64(s + RUN_PAGE), load64(s + S.INSN_LENGTH)
-    store32(run + EXIT_REASON, EXIT_INTERNAL_ERROR)
-    store32(run + SUBERROR, SUBERROR_EMULATION)
-    store64(run + FAILURE_FLAGS, 0)
-    words = 1
-    if length != 0:
-        words = 3
-        store64(run + FAILURE_FLAGS, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES)
-        store8(run + FAILURE_SIZE, length)
-        memset(run + FAILURE_BYTES, NOP, 15)
-        memcpy(run + FAILURE_BYTES, s + S.INSN_BYTES, length)
-    memset(run + INTERNAL_DATA + 8 * words, 0, 8 * FAILURE_INFO)
-    store32(run + NDATA, words + FAILURE_INFO)
-    if load64(load64(s + S.VM) + EXIT_ON_EMULATION_ERROR) == 0:
-        # The client may go on: the guest then gets #UD (handle_emulation_failure).
-        store64(s + S.EXC_VECTOR, S.UD)
-        store64(s + S.EXC_HAS_ERROR, 0)
-        store64(s + S.EXC_PENDING, 1)
-
-
-@compiled
-def report_debug(s):
-    """KVM_EXIT_DEBUG."""
-    run = load64(s + RUN_PAGE)
-    store32(run + EXIT_REASON, EXIT_DEBUG)
-    store32(run + DEBUG_EXCEPTION, load64(s + S.EXIT_ARGS))
-    store64(run + DEBUG_PC, load64(s + S.CS + S.BASE) + load64(s + S.RIP))
-    store64(run + DEBUG_DR6, load64(s + S.EXIT_ARGS + 8))
-    store64(run + DEBUG_DR7, load64(s + S.DR7))
-
-
-@compiled
-def leave(s, reason, result):
-    """An exit without details."""
-    store32(load64(s + RUN_PAGE) + EXIT_REASON, reason)
-    store64(s + RESULT, result)
-    return LEAVE
-
-
-@compiled
-def convert(s, reason):
-    """What run() left for: LEAVE with RESULT (or SERVICE in it), or AGAIN."""
-    store64(s + RESULT, 0)
-    if reason == S.EXIT_PIO:
-        report_pio(s)
-    elif reason == S.EXIT_MMIO_READ:
-        report_mmio(s, load64(s + S.MMIO_GPA), load64(s + S.MMIO_SIZE), 0, 0)
-        store64(s + COMPLETION, W.COMPLETE_MMIO_READ)
-    elif reason == S.EXIT_MMIO_WRITE:
-        store64(s + MMIO_DONE, 0)
-        report_mmio_write(s)
-    elif reason == S.EXIT_HLT:
-        if load64(s + LAPIC) == 0:
-            return leave(s, EXIT_HLT, 0)
-        store64(s + MP_STATE, HALTED)
-        return AGAIN
-    elif reason == S.EXIT_SHUTDOWN:
-        return leave(s, EXIT_SHUTDOWN, 0)
-    elif reason == S.EXIT_MEMORY_FAULT:
-        run = load64(s + RUN_PAGE)
-        store64(run + FAULT_FLAGS, load64(s + S.FAULT_FLAGS))
-        store64(run + FAULT_GPA, load64(s + S.FAULT_GPA))
-        store64(run + FAULT_SIZE, load64(s + S.FAULT_SIZE))
-        return leave(s, EXIT_MEMORY_FAULT, -load64(s + S.FAULT_ERRNO))
-    elif reason == S.EXIT_EFAULT:
-        store64(s + RESULT, -load64(s + S.FAULT_ERRNO))
-    elif reason == S.EXIT_RDMSR:
-        store64(s + RESULT, service(s, W.NEEDS_RDMSR))
-    elif reason == S.EXIT_WRMSR:
-        store64(s + RESULT, service(s, W.NEEDS_WRMSR))
-    elif reason == S.EXIT_HYPERCALL:
-        store64(s + RESULT, service(s, W.NEEDS_HYPERCALL))
-    elif reason == S.EXIT_UNIMPLEMENTED:
-        report_emulation_failure(s)
-    elif reason == S.EXIT_INTERRUPTED:
-        return leave(s, EXIT_INTR, -EINTR)
-    elif reason == S.EXIT_IRQ_WINDOW:
-        return leave(s, EXIT_WINDOW, 0)
-    elif reason == S.EXIT_DEBUG:
-        report_debug(s)
-    else:
-        return AGAIN
-    return LEAVE
 
 
 # Beginning -----

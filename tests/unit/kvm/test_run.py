@@ -16,8 +16,7 @@ from kvmfs.kvm.words import Cpu
 from tests.unit.kvm.inprocess import CODE, MMIO, PAGE, Machine, finish, run_in_thread
 
 HLT = "f4"
-OUT80, IN80 = "e680", "e480"  # out 0x80, al; in al, 0x80
-LOAD, STORE = "488b03", "488903"  # mov rax, [rbx]; mov [rbx], rax
+OUT80 = "e680"  # out 0x80, al
 SPIN = "ebfe"  # jmp $
 RDMSR, VMCALL, UD2 = "0f32", "0f01c1", "0f0b"
 AESENC = "660f38dcc1"  # valid, and not implemented

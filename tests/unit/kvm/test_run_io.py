@@ -14,11 +14,8 @@ from kvmfs.abi.vm import EnableCap
 from tests.unit.kvm.inprocess import CODE, DATA, MMIO, PAGE, Machine, finish
 
 HLT = "f4"
-OUT80, IN80 = "e680", "e480"  # out 0x80, al; in al, 0x80
+OUT80 = "e680"  # out 0x80, al
 LOAD, STORE = "488b03", "488903"  # mov rax, [rbx]; mov [rbx], rax
-SPIN = "ebfe"  # jmp $
-RDMSR, VMCALL, UD2 = "0f32", "0f01c1", "0f0b"
-AESENC = "660f38dcc1"  # valid, and not implemented
 
 
 # Port I/O

@@ -14,11 +14,8 @@ from kvmfs.abi.vcpu import Translation
 from tests.unit.kvm.inprocess import DATA, MEMORY, MMIO, PAGE, STACK, Machine, run_in_thread
 
 HLT = "f4"
-OUT80, IN80 = "e680", "e480"  # out 0x80, al; in al, 0x80
+OUT80 = "e680"  # out 0x80, al
 LOAD, STORE = "488b03", "488903"  # mov rax, [rbx]; mov [rbx], rax
-SPIN = "ebfe"  # jmp $
-RDMSR, VMCALL, UD2 = "0f32", "0f01c1", "0f0b"
-AESENC = "660f38dcc1"  # valid, and not implemented
 
 
 def test_private_page_of_a_slot_without_guest_memfd() -> None:

@@ -123,21 +123,22 @@ class Held:
             answered = True
             answer()
 
-        try:
+        def stop() -> Borrow:
+            borrow = Borrow.seize(tid)
             try:
-                borrow = await trio.to_thread.run_sync(Borrow.seize, tid)
-            except OSError as error:
-                if error.errno == errno.EBUSY:
-                    log(f"process {client.tgid} is traced by {_tracer(tid)}: it can't be given file descriptors")
-                raise
-            try:
-                await trio.to_thread.run_sync(borrow.stop_after, end_request)
+                borrow.stop_after(end_request)
             except BaseException:
                 borrow.abandon()  # answered, it is on its way out of the ioctl with that error
                 raise
+            return borrow
+
+        try:
+            borrow = await trio.to_thread.run_sync(stop)
         except BaseException as error:
             client.turn.release()
             if isinstance(error, OSError):
+                if error.errno == errno.EBUSY and not answered:
+                    log(f"process {client.tgid} is traced by {_tracer(tid)}: it can't be given file descriptors")
                 error.answered = answered  # type: ignore[attr-defined]
             raise
         return cls(client, borrow)

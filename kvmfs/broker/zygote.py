@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class Zygote:
                     [sys.executable, "-m", "kvmfs.worker.zygote", str(theirs.fileno()), str(empty), core],
                     pass_fds=[theirs.fileno(), empty],
                     stdin=subprocess.DEVNULL,
+                    start_new_session=True,  # a ^C at our terminal is not for it
                     # OpenBLAS, which numpy brings along, would have threads
                     env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
                 )
@@ -69,7 +71,8 @@ class Zygote:
             self._answer.close()
             self._ready.set()
             self._link.close()
-            self._process.kill()  # it may be compiling, and would see our end late
+            with suppress(ProcessLookupError):  # with its compilers; workers have groups of their own
+                os.killpg(self._process.pid, signal.SIGKILL)
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self._process.wait)
 

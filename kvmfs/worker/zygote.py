@@ -18,9 +18,11 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 from typing import NoReturn
 
+from kvmfs.jit import build
 from kvmfs.worker import channel, process
 
 
@@ -29,17 +31,32 @@ def main() -> None:
 
     FD: the broker's socket; EMPTY: descriptor of an empty directory; CORE: the module that has `create_vm`.
     """
-    os.setsid()  # a ^C at the broker's terminal is not for us
     broker = socket.socket(fileno=int(sys.argv[1]))
     broker.set_inheritable(False)
     empty = int(sys.argv[2])
     core: process.Core = importlib.import_module(sys.argv[3])
+    if not build.is_warm():
+        _compile(broker)
     process.preload(core)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     gc.collect()
     gc.freeze()
     channel.send(broker, {"ready": True})
     _serve(broker, core, null, empty)
+
+
+def _compile(broker: socket.socket) -> None:
+    """Fill the code cache, in processes of our group: what the compiler has used must not stay with every worker."""
+    code = "from kvmfs.jit.build import warm; warm()"
+    compiler = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL)
+    pidfd = os.pidfd_open(compiler.pid)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.register(broker, select.POLLRDHUP)
+    if any(fd != pidfd for fd, _ in poll.poll()):
+        os.killpg(0, signal.SIGKILL)  # nobody waits for us any more
+    os.close(pidfd)
+    compiler.wait()  # had it failed, loading will say why
 
 
 def _serve(broker: socket.socket, core: process.Core, null: int, empty: int) -> None:
@@ -79,6 +96,7 @@ def _become_worker(core: process.Core, settings: channel.Message, fds: list[int]
     """In the child: nothing but the worker's own descriptors stays open."""
     status = 1
     try:
+        os.setsid()
         fuse_fd, control_fd, stderr_fd = fds
         os.dup2(stderr_fd, 2)
         os.dup2(null, 0)

@@ -38,6 +38,7 @@ from tests.process.fakecore_commands import (
 
 # Only the reader loop is needed, not the whole of the vCPU.
 build._groups = lambda: [build.Group.registry["worker"]]
+build.is_warm = lambda: True
 
 REQUEST, PAGE, NOWHERE = 0, 8, 16  # of a vCPU's context
 IMMEDIATE_EXIT, EXIT_REASON, CR8 = Run.immediate_exit.offset, Run.exit_reason.offset, Run.cr8.offset

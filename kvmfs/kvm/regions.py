@@ -17,10 +17,16 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from kvmfs.kvm.caller import Backing, Caller, Kind
-from kvmfs.kvm.client_maps import ClientMaps, Vma
+from kvmfs.kvm.client_maps import Vma
 from kvmfs.kvm.mapping import Mapping
 
 PATIENCE: Final = 8  # adoptions of neighbours before more than asked for is adopted
+
+
+class Maps(Protocol):
+    """kvmfs.kvm.client_maps.ClientMaps."""
+
+    def at(self, address: int) -> Vma | None: ...
 
 
 class Owner(Protocol):
@@ -61,7 +67,7 @@ class Adopted:
 class Regions:
     """One client's."""
 
-    def __init__(self, maps: ClientMaps) -> None:
+    def __init__(self, maps: Maps) -> None:
         self._maps = maps
         self._adopted: dict[tuple[int, int], Adopted] = {}
         self._run_start = self._run_end = self._run_count = 0  # the last adoptions that were neighbours

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
+from pathlib import Path
 
+import pytest
 from kvmfs.jit import state as S
 
 from kvmfs.abi import ioctls
@@ -31,6 +34,21 @@ def test_private_page_of_a_slot_without_guest_memfd() -> None:
     machine.call(machine.vm, ioctls.KVM_SET_MEMORY_ATTRIBUTES, private)
     assert machine.run() == 0
     assert machine.page.exit_reason == Exit.HLT
+
+
+def test_faults_are_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    monkeypatch.setenv("KVMFS_EVENT_LOG", str(log))
+    machine = Machine(LOAD + HLT, kind=1)
+    machine.call(machine.vm, ioctls.KVM_SET_MEMORY_ATTRIBUTES, MemoryAttributes(address=DATA, size=PAGE, attributes=8))
+    machine.set_regs(rbx=DATA)
+    assert machine.run() == machine.run() == -errno.EFAULT
+    _, *faults = (json.loads(line) for line in log.read_text().splitlines())
+    for fault in faults:
+        assert (fault["event"], fault["vcpu"], fault["gpa"], fault["size"], fault["flags"]) == (
+            "memory_fault", 0, DATA, PAGE, 8,
+        )  # fmt: skip
+    assert len(faults) == 2
 
 
 def test_private_and_shared_side_of_a_page() -> None:

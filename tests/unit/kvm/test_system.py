@@ -13,6 +13,7 @@ from kvmfs.abi.cpuid import Cpuid2, CpuidEntry2
 from kvmfs.abi.layout import u64
 from kvmfs.abi.msrs import MsrEntry, MsrList, Msrs
 from kvmfs.abi.vm import DeviceAttr
+from kvmfs.kvm import hostcpu
 from kvmfs.kvm.system import System
 from tests.unit.kvm.fakes import BAD, BASE, FakeClient
 
@@ -150,3 +151,28 @@ def test_device_attributes(system: System, client: FakeClient) -> None:
     for absent in (DeviceAttr(group=1), DeviceAttr(attr=1)):
         assert client.fails(system, ioctls.KVM_HAS_DEVICE_ATTR, absent) == errno.ENXIO
     assert client.fails(system, ioctls.KVM_GET_DEVICE_ATTR, DeviceAttr(addr=BAD)) == errno.EFAULT
+
+
+# The host's processor
+
+AMD = """processor	: 0
+vendor_id	: AuthenticAMD
+cpu family	: 25
+model		: 17
+model name	: AMD EPYC 9R14
+stepping	: 1
+microcode	: 0xa10113e
+address sizes	: 52 bits physical, 57 bits virtual
+
+processor	: 1
+vendor_id	: other
+"""
+
+
+def test_host_cpu() -> None:
+    cpu = hostcpu.parse(AMD)
+    assert (cpu.vendor, cpu.is_amd, cpu.signature) == ("AuthenticAMD", True, 0x00A10F11)
+    assert (cpu.physical_bits, cpu.virtual_bits, cpu.microcode) == (52, 57, 0xA10113E)
+    assert cpu.max_gfn == (1 << 40) - 1
+    intel = hostcpu.parse("vendor_id : GenuineIntel\ncpu family : 6\nmodel : 143\nstepping : unknown\n")
+    assert (intel.is_amd, intel.signature, intel.physical_bits) == (False, 0x000806F0, 40)

@@ -39,7 +39,7 @@ class Client:
         self.tgid = tgid
         self.users = 0
         self.turn = trio.Semaphore(1)  # held by tasks that are not the ones to release it
-        self.pidfd = fds.Pidfd.of_process(tgid)
+        self.threads = trio.CapacityLimiter(4)
         self.vms: set[Holding] = set()
         self._postponed: list[Callable[[], object]] | None = None
 
@@ -80,7 +80,7 @@ class Clients:
         self._clients: dict[int, Client] = {}
 
     def get(self, tgid: int) -> Client:
-        """To be given back with `put`. OSError(ESRCH)."""
+        """To be given back with `put`."""
         client = self._clients.get(tgid)
         if client is None:
             client = self._clients[tgid] = Client(tgid)
@@ -99,7 +99,6 @@ class Clients:
         client.users -= 1
         if not client.users:
             del self._clients[client.tgid]
-            client.pidfd.close()
 
 
 class Held:
@@ -133,7 +132,7 @@ class Held:
             return borrow
 
         try:
-            borrow = await trio.to_thread.run_sync(stop)
+            borrow = await trio.to_thread.run_sync(stop, limiter=client.threads)
         except BaseException as error:
             client.turn.release()
             if isinstance(error, OSError):
@@ -148,7 +147,7 @@ class Held:
         with trio.CancelScope(shield=True):
             try:
                 with suppress(OSError):  # it is dead
-                    await trio.to_thread.run_sync(self.borrow.finish, result)
+                    await trio.to_thread.run_sync(self.borrow.finish, result, limiter=self._client.threads)
             finally:
                 self._client.turn.release()
 

@@ -3,6 +3,9 @@
 The broker's duplicate of the connection's file serves to answer requests whose threads it borrows, to register run
 pages for passthrough, and to take over when the worker dies. Nothing that a worker says is believed further than its
 own client and mount: files are opened by a bare name, without following links, on a mount without devices.
+
+A worker must not outlive its client: the pid that it may reach into could become another process's. KVM answers EIO
+to everybody once the mm that made the VM is gone, and so does a connection whose worker is dead.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ Log = Callable[[str], None]
 Answer = tuple[Message, list[int]]
 
 _NAME_MAX: Final = 64
+_MAX_REQUESTS: Final = 4096  # of one worker under way: more threads wait in ioctls that need us than a client has
 _HOLD_PATIENCE: Final = 1.0  # seconds
 _CRASH_TEXT: Final = 8192  # bytes of a dead worker's stderr that are worth logging
 
@@ -45,11 +49,13 @@ class VmProcess:
         self._held: dict[int, Held] = {}
         self._backing = 0
         self._goodbye = False
+        self._orphaned = False
         self._started = trio.Event()
         self._stopped = trio.Event()
         self._failure: OSError | None = None
         self.pid = 0
         self._pidfd = -1
+        self._threads = trio.CapacityLimiter(8)  # so that a worker which never answers an open harms itself only
         self._connection = Connection.open(Kind.FUSE)
         try:
             self._mount = mount.fuse(self._connection.fileno())
@@ -59,11 +65,12 @@ class VmProcess:
         ours, self._theirs = channel.pair()
         self._link = Link(ours)
         self._stderr = os.memfd_create("kvmfs-worker-stderr", os.MFD_CLOEXEC)
+        self._client_pidfd = os.pidfd_open(client.tgid)
 
     async def start(self, zygote: Zygote, *, kind: int, passthrough: bool, uid: int, gid: int) -> None:
         """Have the worker made. `kind`: the argument of KVM_CREATE_VM; `uid`, `gid`: its caller's. OSError."""
         self.pid, self._pidfd = await zygote.fork(
-            [self._connection.fileno(), self._theirs.fileno(), self._stderr],
+            [self._connection.fileno(), self._theirs.fileno(), self._stderr, self._client_pidfd],
             kind=kind,
             client=self.client.tgid,
             passthrough=passthrough,
@@ -77,7 +84,7 @@ class VmProcess:
         await self._started.wait()
         if self._failure:
             raise self._failure
-        fd, device = await trio.to_thread.run_sync(self._open_first, abandon_on_cancel=True)
+        fd, device = await trio.to_thread.run_sync(self._open_first, abandon_on_cancel=True, limiter=self._threads)
         try:
             await self._link.send({"op": "device", "device": device})
         except channel.ChannelClosed:
@@ -97,10 +104,13 @@ class VmProcess:
 
     async def run(self) -> None:
         """Do what the worker asks for, until it is gone; then see to what it leaves."""
+        watch = trio.CancelScope()
         async with trio.open_nursery() as afterwards:
+            afterwards.start_soon(self._watch_client, watch)
             try:
                 async with trio.open_nursery() as requests:
                     await self._serve(requests)
+                    watch.cancel()
                     self._end(f"the VM's process has ended\n{self.stderr()}".rstrip())
                     if not self._goodbye:
                         # At once: what is being opened for the worker waits for an answer.
@@ -110,6 +120,12 @@ class VmProcess:
                 for held in list(self._held.values()):
                     await held.finish(-errno.EIO)
                 self._held.clear()
+
+    async def _watch_client(self, scope: trio.CancelScope) -> None:
+        with scope:
+            await trio.lowlevel.wait_readable(self._client_pidfd)
+            self._orphaned = True
+            self.kill()
 
     # Answers held back ------------------------------------------------------------------------------------------------
 
@@ -134,26 +150,45 @@ class VmProcess:
                 self._log(f"VM process {self.pid} of {self.client.tgid} sends nonsense: killed")
                 self.kill()
                 continue
-            operation = message.get("op")
-            if operation is None:
-                self._stopped.set()  # the answer to hold
-            elif operation == "bye":
-                self._goodbye = True
-            elif operation == "serving":
-                self._started.set()
-            elif operation == "failed":
-                self._goodbye = True
-                self._end(str(message.get("what")), int(message["errno"]))
-            elif operation == "log":
-                self._log(str(message.get("text"))[:_CRASH_TEXT])
-            else:
+            if "op" in message and message["op"] not in self._STATEMENTS and len(nursery.child_tasks) < _MAX_REQUESTS:
                 nursery.start_soon(self._request, message, fds)
+                continue
+            channel.close_all(fds)
+            try:
+                self._STATEMENTS[message.get("op", "")](self, message)
+            except (KeyError, TypeError, ValueError) as error:
+                self._log(f"VM process {self.pid} of {self.client.tgid} sends {error!r}: killed")
+                self.kill()
+
+    def _say_held(self, message: Message) -> None:
+        self._stopped.set()  # the answer to `hold`, the only one that there is
+
+    def _say_serving(self, message: Message) -> None:
+        self._started.set()
+
+    def _say_failed(self, message: Message) -> None:
+        self._goodbye = True
+        self._end(str(message["what"]), int(message["errno"]))
+
+    def _say_bye(self, message: Message) -> None:
+        self._goodbye = True
+
+    def _say_log(self, message: Message) -> None:
+        self._log(str(message["text"])[:_CRASH_TEXT])
+
+    _STATEMENTS: Final[dict[str, Callable[[VmProcess, Message], None]]] = {
+        "": _say_held,
+        "serving": _say_serving,
+        "failed": _say_failed,
+        "bye": _say_bye,
+        "log": _say_log,
+    }
 
     def _end(self, why: str, number: int = errno.EIO) -> None:
         if not self._started.is_set():
             self._failure = OSError(number, why)
             self._started.set()
-        elif not self._goodbye:
+        elif not self._goodbye and not self._orphaned:
             self._log(f"VM process {self.pid} of {self.client.tgid} died\n{self.stderr()}".rstrip())
 
     def stderr(self) -> str:
@@ -174,10 +209,10 @@ class VmProcess:
         self._link.close()
         self._theirs.close()
         self._connection.close()
-        for fd in (self._mount, self._stderr, self._pidfd):
+        for fd in (self._mount, self._stderr, self._pidfd, self._client_pidfd):
             if fd >= 0:
                 os.close(fd)
-        self._mount = self._stderr = self._pidfd = -1
+        self._mount = self._stderr = self._pidfd = self._client_pidfd = -1
 
     # What the worker asks for --------------------------------------------------------------------------------------
 
@@ -191,13 +226,13 @@ class VmProcess:
         except OSError as error:
             answer = {"errno": error.errno or errno.EIO, "what": str(error)}
             answer["held"] = getattr(error, "answered", False)
-        except (KeyError, TypeError, ValueError) as error:
-            answer = {"errno": errno.EINVAL, "what": f"{operation}: {error!r}"}
+        except Exception as error:  # whatever it is, the other VMs must not suffer
+            self._log(f"{operation} for VM process {self.pid} of {self.client.tgid} failed: {error!r}")
+            answer = {"errno": errno.EIO, "what": repr(error)}
         finally:
             channel.close_all(fds)
         if number is not None:
-            tid = message.get("tid")
-            if tid in self._held:
+            if message.get("tid") in list(self._held):
                 answer["held"] = True
             with suppress(channel.ChannelClosed):
                 await self._link.send({**answer, "id": number}, give)
@@ -214,10 +249,11 @@ class VmProcess:
         return held
 
     async def _install(self, message: Message, fds: list[int]) -> Answer:
-        fd = await trio.to_thread.run_sync(self.open, str(message["name"]), abandon_on_cancel=True)
+        name = str(message["name"])
+        fd = await trio.to_thread.run_sync(self.open, name, abandon_on_cancel=True, limiter=self._threads)
         try:
             held = await self._take(int(message["tid"]), int(message["unique"]))
-            return {"fd": await trio.to_thread.run_sync(held.borrow.install, fd)}, []
+            return {"fd": await trio.to_thread.run_sync(held.borrow.install, fd, limiter=self._threads)}, []
         finally:
             os.close(fd)
             self._forget_backing()
@@ -239,11 +275,12 @@ class VmProcess:
         address, length = int(message["address"]), int(message["length"])
         held = await self._take(int(message["tid"]), int(message["unique"]))
         async with self.client.held_back():
-            return {}, [await trio.to_thread.run_sync(held.borrow.adopt, address, length)]
+            return {}, [await trio.to_thread.run_sync(held.borrow.adopt, address, length, limiter=self._threads)]
 
     async def _map_shared(self, message: Message, fds: list[int]) -> Answer:
         tid = self._checked(int(message["tid"]))
-        return await trio.to_thread.run_sync(files.map_shared, tid, int(message["address"]), int(message["length"]))
+        address, length = int(message["address"]), int(message["length"])
+        return await trio.to_thread.run_sync(files.map_shared, tid, address, length, limiter=self._threads)
 
     def _checked(self, tid: int) -> int:
         if client_fds.tgid_of(tid) != self.client.tgid:

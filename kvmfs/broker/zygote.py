@@ -88,7 +88,7 @@ class Zygote:
     async def fork(self, fds: list[int], **settings: Any) -> tuple[int, int]:
         """A new worker: its pid, and a pidfd, the caller's to close. OSError(EIO) when there is no zygote.
 
-        `fds`: its /dev/fuse file, its end of the control channel, its stderr.
+        `fds`: its /dev/fuse file, its end of the control channel, its stderr, a pidfd of the client.
         """
         async with self._lock:
             try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import faulthandler
+import os
+import select
 import signal
 import socket
 import threading
@@ -39,11 +41,13 @@ def preload(core: Core) -> None:
     core.preload()
 
 
-def run(core: Core, fuse_fd: int, control: socket.socket, empty: int, settings: channel.Message) -> int:
+def run(
+    core: Core, fuse_fd: int, control: socket.socket, client_pidfd: int, empty: int, settings: channel.Message
+) -> int:
     """Serve one VM until it is gone. In a fresh child of the zygote; returns the exit status.
 
-    empty: an empty directory. settings: kind, the argument of KVM_CREATE_VM; client, the tgid, and its uid and gid;
-    passthrough, whether to try it.
+    empty: a descriptor of an empty directory.
+    settings: kind, the argument of KVM_CREATE_VM; client (tgid), uid, gid; passthrough, whether to try it.
     """
     assert _native
     faulthandler.enable()
@@ -62,6 +66,7 @@ def run(core: Core, fuse_fd: int, control: socket.socket, empty: int, settings: 
     harden(client, settings["uid"], settings["gid"], empty)
     server = Server(connection, broker, _native, client=client, vm=vm)
     server.start()
+    threading.Thread(target=_end_with, args=(client_pidfd,), name="client", daemon=True).start()
     broker.tell("serving", passthrough=negotiated.passthrough, resend=negotiated.resend)
 
     def command(message: channel.Message) -> channel.Message | None:
@@ -77,3 +82,11 @@ def run(core: Core, fuse_fd: int, control: socket.socket, empty: int, settings: 
     server.release()  # the broker may have died with our replies on hold
     threading.Event().wait()  # the VM goes on without it
     return 0
+
+
+def _end_with(client_pidfd: int) -> None:
+    """A VM without its client's mm answers EIO to everybody, as the connection of a dead worker does."""
+    poll = select.poll()
+    poll.register(client_pidfd, select.POLLIN)
+    poll.poll()
+    os._exit(0)

@@ -3,7 +3,7 @@
 fork() of a process with threads would copy locks in whatever state they are; so this one has a single thread, and the
 garbage collector is told to leave what is there alone, so that workers share its pages. It serves one broker:
 
-    {"op": "fork", "id", ...settings}, fds [fuse, control, stderr] -> {"id", "pid"}, fds [pidfd]
+    {"op": "fork", "id", ...settings}, fds [fuse, control, stderr, client] -> {"id", "pid"}, fds [pidfd]
     {"ready": true} once it can fork; {"exited": pid, "status": wait status} for each worker that ends
 
 It ends when the broker does; workers live on.
@@ -97,12 +97,12 @@ def _become_worker(core: process.Core, settings: channel.Message, fds: list[int]
     status = 1
     try:
         os.setsid()
-        fuse_fd, control_fd, stderr_fd = fds
+        fuse_fd, control_fd, stderr_fd, client_fd = fds
         os.dup2(stderr_fd, 2)
         os.dup2(null, 0)
         os.dup2(null, 1)
-        _close_all_but({fuse_fd, control_fd, empty})
-        status = process.run(core, fuse_fd, socket.socket(fileno=control_fd), empty, settings)
+        _close_all_but({fuse_fd, control_fd, client_fd, empty})
+        status = process.run(core, fuse_fd, socket.socket(fileno=control_fd), client_fd, empty, settings)
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:

@@ -15,6 +15,7 @@ from typing import Any
 
 from kvmfs.client import memory
 from kvmfs.syscalls import Sys, syscall
+from kvmfs.worker.broker_link import BrokerLink
 
 _PTRACE_ATTACH, _PTRACE_SEIZE = 16, 0x4206
 _NR_OPEN, _NR_EXECVE, _NR_CLONE3, _NR_CHDIR, _NR_STAT, _NR_KILL, _NR_IO_URING_SETUP = 2, 59, 435, 80, 4, 62, 425
@@ -29,6 +30,37 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def raw(number: int, *words: int) -> None:
     if _libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, words)) < 0:
         raise OSError(ctypes.get_errno(), "")
+
+
+def lies(link: BrokerLink, client: int) -> bytes:
+    """What a worker may ask of the broker beyond what is its own. JSON: errno names by question."""
+    here = os.eventfd(0)
+    questions: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
+        "a path": ("install", (), {"tid": client, "unique": 1, "name": "../etc/passwd"}),
+        "a hidden name": ("install", (), {"tid": client, "unique": 1, "name": ".."}),
+        "a long name": ("install", (), {"tid": client, "unique": 1, "name": "x" * 5000}),
+        "no name": ("install", (), {"tid": client, "unique": 1, "name": ""}),
+        "a name that is not there": ("install", (), {"tid": client, "unique": 1, "name": "nothing"}),
+        "another process": ("install", (), {"tid": os.getppid(), "unique": 1, "name": "vm"}),
+        "init's descriptors": ("getfd", (), {"tid": 1, "fd": 0}),
+        "a thread far away": ("getfd", (), {"tid": 10**40, "fd": 0}),
+        "a descriptor far away": ("getfd", (), {"tid": client, "fd": 10**40}),
+        "init's memory": ("adopt", (), {"tid": 1, "unique": 1, "address": 0, "length": 4096}),
+        "init's mappings": ("map_shared", (), {"tid": 1, "address": 0, "length": 4096}),
+        "words for numbers": ("adopt", (), {"tid": "x", "unique": [], "address": {}, "length": None}),
+        "nothing at all": ("install", (), {}),
+        "an unknown service": ("reboot", (), {}),
+        "a run page that is no memfd": ("backing", (here,), {}),
+        "a run page that is not there": ("backing", (), {}),
+        "too many run pages": ("backing", (here,) * 200, {}),
+    }
+    results = {}
+    for name, (operation, fds, arguments) in questions.items():
+        answer, given = link.call(operation, fds, **arguments)
+        results[name] = errno.errorcode.get(answer.get("errno", 0)) if not given else "a descriptor"
+    for statement in ({"tid": [1], "result": {}}, {"tid": client, "result": 0}):
+        link.tell("finish", **statement)
+    return json.dumps(results).encode()
 
 
 def report(client: int) -> bytes:

@@ -30,6 +30,8 @@ from tests.process.fakecore_commands import (
     CRASH,
     FAIL_AFTER_INSTALL,
     KINDS,
+    LIE,
+    NONSENSE,
     PROBE,
     REFUSED_BY_WORKER,
     RETURN,
@@ -138,6 +140,13 @@ class FakeVm:
             return 1 + len(others)
         if cmd & 0xFFFF == PROBE:
             text = escape.report(caller.tgid)
+            caller.write(arg, text)
+            return len(text)
+        if cmd & 0xFFFF == NONSENSE:
+            caller._server.broker.tell("log")
+            raise OSError(errno.EDOM, "")
+        if cmd & 0xFFFF == LIE:
+            text = escape.lies(caller._server.broker, caller.tgid)
             caller.write(arg, text)
             return len(text)
         raise OSError(errno.ENOTTY, "")

@@ -14,6 +14,8 @@ PROBE = 0xAEF0  # tries to break out: the answers as JSON, at most 4096 bytes, g
 FAIL_AFTER_INSTALL = 0xAEF1  # installs a vCPU and then fails with EDOM
 ADOPT = 0xAEF2  # argument: three words {address, length, offset}; adopts, and adds 1 to the word at the offset
 BACKING = 0xAEF3  # argument as above; writes the first piece's {kind, length, offset, writable} over it
+LIE = 0xAEF4  # asks the broker for what is not the worker's: the answers as JSON, as with PROBE
+NONSENSE = 0xAEF5  # sends the broker what is no message
 
 # BACKING's kinds
 KINDS = ("SHARED", "ANONYMOUS", "OTHER", "HOLE")

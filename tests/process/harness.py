@@ -65,6 +65,11 @@ class Broker:
         return self._log.read_text()
 
     @property
+    def descriptors(self) -> int:
+        """How many the broker has open."""
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+    @property
     def zygote(self) -> int | None:
         found = _children(self.process.pid)
         return found[0] if found else None

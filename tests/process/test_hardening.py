@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -12,20 +13,24 @@ import pytest
 
 from kvmfs.abi import ioctls
 from tests.process import fakecore_commands as commands
-from tests.process.harness import Broker, Talk, client, create_vcpu, create_vm, kvm_run, open_kvm
+from tests.process.harness import Broker, Talk, client, create_vcpu, create_vm, errno_of, kvm_run, open_kvm, run
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 NEEDED = {"read the client": "EFAULT", "map memory": None, "make a memfd": None}
 
 
-def probe(path: Path, talk: Talk) -> dict[str, Any]:
-    vm = create_vm(open_kvm(path))
+def ask(vm: int, command: int) -> dict[str, Any]:
     answers = bytearray(4096)
-    length = fcntl.ioctl(vm, commands.PROBE | 3 << 30 | len(answers) << 16, answers)
+    length = fcntl.ioctl(vm, command | 3 << 30 | len(answers) << 16, answers)
+    return dict(json.loads(answers[:length]))
+
+
+def probe(path: Path, talk: Talk) -> dict[str, Any]:
+    answers = ask(create_vm(open_kvm(path)), commands.PROBE)
     talk.say("probed")
     talk.hear()
-    return dict(json.loads(answers[:length]))
+    return answers
 
 
 def test_no_way_out(broker: Broker) -> None:
@@ -72,3 +77,30 @@ def test_the_worker_is_its_client_s_user(broker: Broker) -> None:
         assert status["Groups"].split() == []
         process.talk.say("go on")
         process.result()
+
+
+def test_the_broker_gives_a_worker_what_is_its_own_and_no_more(broker: Broker) -> None:
+    def body(path: Path, talk: Talk) -> dict[str, Any]:
+        kvm = open_kvm(path)
+        vm = create_vm(kvm)
+        answers = ask(vm, commands.LIE)
+        assert kvm_run(create_vcpu(vm)) == 0
+        assert kvm_run(create_vcpu(create_vm(kvm))) == 0
+        return answers
+
+    answers = run(broker.path, body)
+    assert len(answers) == 17
+    assert [question for question, answer in answers.items() if answer in (None, "a descriptor")] == []
+
+
+def test_a_worker_that_talks_nonsense_dies_alone(broker: Broker) -> None:
+    def body(path: Path, talk: Talk) -> None:
+        kvm = open_kvm(path)
+        vm, other = create_vm(kvm), create_vm(kvm)
+        assert errno_of(fcntl.ioctl, vm, commands.NONSENSE) in (errno.EDOM, errno.EIO)
+        while errno_of(fcntl.ioctl, vm, 0xAEFF) == errno.ENOTTY:
+            pass
+        assert errno_of(fcntl.ioctl, vm, 0xAEFF) == errno.EIO
+        assert kvm_run(create_vcpu(other)) == 0
+
+    run(broker.path, body)

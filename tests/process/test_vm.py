@@ -129,6 +129,21 @@ def test_descriptors_behave_like_anonymous_inodes(broker: Broker) -> None:
     run(broker.path, body)
 
 
+def test_the_device_behaves_like_a_character_device(broker: Broker) -> None:
+    def body(path: Path, talk: Talk) -> None:
+        kvm = open_kvm(path)
+        assert errno_of(os.read, kvm, 1) == errno.EINVAL
+        assert errno_of(os.write, kvm, b"x") == errno.EINVAL
+        assert errno_of(map_raw, kvm, 4096) == errno.ENODEV
+        poll = select.poll()
+        poll.register(kvm, select.POLLIN | select.POLLOUT)
+        assert poll.poll(0) == [(kvm, select.POLLIN | select.POLLOUT)]
+        again = os.open(f"/proc/self/fd/{kvm}", os.O_RDWR)
+        assert fcntl.ioctl(again, ioctls.KVM_GET_API_VERSION.number) == 12
+
+    run(broker.path, body)
+
+
 def test_many_vms_closed_in_any_order(broker: Broker) -> None:
     def body(path: Path, talk: Talk) -> None:
         kvm = open_kvm(path)
@@ -147,12 +162,14 @@ def test_many_vms_closed_in_any_order(broker: Broker) -> None:
         talk.say("closed")
         talk.hear()
 
+    before = broker.descriptors
     with client(broker.path, body) as process:
         process.hear()
-        assert len(broker.workers) == 20
+        wait_until(lambda: len(broker.workers) == 20, "every VM has a worker")
         process.talk.say("go on")
         process.hear()
         wait_until(lambda: not broker.workers, "workers of closed VMs end")
+        wait_until(lambda: broker.descriptors == before, "the broker keeps nothing of them")
         process.talk.say("go on")
         process.result()
 
@@ -194,12 +211,23 @@ def test_descriptors_outlive_duplicates_and_processes(broker: Broker) -> None:
         assert os.waitpid(child, 0)[1] == 0
         assert kvm_run(copy) == 0
         talk.say("take it", (vm,))
+        talk.hear()
+        for fd in (vm, copy):
+            os.close(fd)
+        talk.say("closed")
+        talk.hear()
 
     with client(broker.path, body) as process:
         _, (vm,) = process.talk.hear_fds()
-        process.result()
         try:
+            process.talk.say("go on")
+            process.hear()
             assert len(broker.workers) == 1
+            assert errno_of(fcntl.ioctl, vm, ioctls.KVM_CREATE_VCPU.number, 7) == errno.EIO
+            process.talk.say("go on")
+            process.result()
+            # Its mm is gone: nobody can do anything with the VM, and nothing must be left that reaches for its pid.
+            wait_until(lambda: not broker.workers, "the worker ends with its client")
             assert errno_of(fcntl.ioctl, vm, ioctls.KVM_CREATE_VCPU.number, 7) == errno.EIO
         finally:
             os.close(vm)

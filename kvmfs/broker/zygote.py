@@ -77,10 +77,9 @@ class Zygote:
                 await trio.to_thread.run_sync(self._process.wait)
 
     def _log_end(self, pid: int, status: int) -> None:
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGKILL:
-            self._log(f"VM process {pid} was ended by {signal.Signals(os.WTERMSIG(status)).name}")
-        elif status:
-            self._log(f"VM process {pid} ended with status {os.waitstatus_to_exitcode(status)}")
+        code = os.waitstatus_to_exitcode(status)
+        if code not in (0, -signal.SIGKILL):  # killed: by us, mostly
+            self._log(f"VM process {pid}: {signal.strsignal(-code) if code < 0 else f'exit status {code}'}")
 
     async def wait_ready(self) -> None:
         await self._ready.wait()

@@ -44,9 +44,18 @@ class FuseCaller:
 
     def getfd(self, number: int) -> int:
         """A duplicate of the client's descriptor; OSError(EBADF)."""
-        if not 0 <= number < 1 << 31:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        return self._call("getfd", tid=self.tid, fd=number)[1][0]
+        return self._getfd(number)[1][0]
+
+    def eventfd(self, number: int) -> tuple[int, int]:
+        """A duplicate of the client's eventfd, and what all descriptors of that eventfd have in common.
+
+        OSError: EBADF; EINVAL when it is no eventfd.
+        """
+        answer, (fd,) = self._getfd(number)
+        if "eventfd" not in answer:
+            os.close(fd)
+            raise OSError(errno.EINVAL, f"descriptor {number} is {answer['description']}")
+        return fd, int(answer["eventfd"])
 
     def install(self, node: Node) -> int:
         """A new close-on-exec descriptor for `node` in the client: its number.
@@ -74,6 +83,11 @@ class FuseCaller:
     def adopt(self, address: int, length: int) -> int:
         """Turn the anonymous private memory there into a shared memfd, which is returned; the caller's to close."""
         return self._call("adopt", tid=self.tid, unique=self._unique, address=address, length=length)[1][0]
+
+    def _getfd(self, number: int) -> tuple[channel.Message, list[int]]:
+        if not 0 <= number < 1 << 31:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return self._call("getfd", tid=self.tid, fd=number)
 
     def request_install(self, name: str) -> int:
         return int(self._call("install", tid=self.tid, unique=self._unique, name=name)[0]["fd"])

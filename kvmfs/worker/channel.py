@@ -20,7 +20,7 @@ already, and `finish` ends its ioctl.
 
 Broker to worker:
     device           device: st_dev of the VM's files, known once the first is open     no answer
-    hold             -> busy: tids that wait in requests of this VM      replies stop
+    hold             -> once no reply is under way   replies stop
     release          replies go on                                       no answer
 """
 

@@ -87,11 +87,9 @@ class Server:
 
     # Replies held back ---------------------------------------------------------------------------------------------
 
-    def hold(self) -> set[int]:
-        """Stop all replies. The tids that wait for one: they cannot run until release()."""
+    def hold(self) -> None:
+        """Stop all replies: whoever waits for one cannot run until release()."""
         self._native.hold(self._pool.conn.address)
-        parked = [waiting.request.tid for waiting in list(self._parked.values())]
-        return self._pool.waiting() | set(parked)
 
     def release(self) -> None:
         self._native.release(self._pool.conn.address)

@@ -71,7 +71,8 @@ def run(
 
     def command(message: channel.Message) -> channel.Message | None:
         if message["op"] == "hold":
-            return {"busy": sorted(server.hold())}
+            server.hold()
+            return {}
         if message["op"] == "release":
             server.release()
         elif message["op"] == "device":

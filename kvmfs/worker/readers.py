@@ -113,8 +113,3 @@ class Pool:
         """The vCPU did not come to be."""
         with self._lock:
             self._free.append(index)
-
-    def waiting(self) -> set[int]:
-        """Threads of the client in whose requests we are now, in compiled code or Python."""
-        tids = {seat[Seat.TID] for seat in self._taken if seat[Seat.RUNNING]}
-        return tids | {thread.block[Reader.TID] for thread in self._threads if thread.block[Reader.UNIQUE]}

@@ -28,6 +28,7 @@ from tests.process.fakecore_commands import (
     BLOCK,
     BLOCKED,
     CRASH,
+    EVENTFD,
     FAIL_AFTER_INSTALL,
     KINDS,
     LIE,
@@ -138,6 +139,11 @@ class FakeVm:
             answer = (KINDS.index(first.kind.name), first.length, first.offset, first.writable)
             caller.write(arg, struct.pack("<QQQQ", *answer))
             return 1 + len(others)
+        if cmd == EVENTFD:
+            fd, identity = caller.eventfd(arg)
+            os.eventfd_write(fd, 1)
+            os.close(fd)
+            return int(identity)
         if cmd & 0xFFFF == PROBE:
             text = escape.report(caller.tgid)
             caller.write(arg, text)

@@ -16,6 +16,7 @@ ADOPT = 0xAEF2  # argument: three words {address, length, offset}; adopts, and a
 BACKING = 0xAEF3  # argument as above; writes the first piece's {kind, length, offset, writable} over it
 LIE = 0xAEF4  # asks the broker for what is not the worker's: the answers as JSON, as with PROBE
 NONSENSE = 0xAEF5  # sends the broker what is no message
+EVENTFD = 0xAEF6  # argument: a descriptor's number; writes 1 to that eventfd, returns its id
 
 # BACKING's kinds
 KINDS = ("SHARED", "ANONYMOUS", "OTHER", "HOLE")

@@ -271,3 +271,18 @@ def test_failure_after_an_install(broker: Broker) -> None:
         assert kvm_run(create_vcpu(vm, 4)) == 0
 
     run(broker.path, body)
+
+
+def test_descriptors_that_the_client_names(broker: Broker) -> None:
+    def body(path: Path, talk: Talk) -> None:
+        vm = create_vm(open_kvm(path))
+        one, other = os.eventfd(0), os.eventfd(0)
+        identity = fcntl.ioctl(vm, commands.EVENTFD, one)
+        assert fcntl.ioctl(vm, commands.EVENTFD, os.dup(one)) == identity
+        assert fcntl.ioctl(vm, commands.EVENTFD, other) != identity
+        assert os.eventfd_read(one) == 2
+        assert errno_of(fcntl.ioctl, vm, commands.EVENTFD, vm) == errno.EINVAL
+        assert errno_of(fcntl.ioctl, vm, commands.EVENTFD, 4000) == errno.EBADF
+        assert errno_of(fcntl.ioctl, vm, commands.EVENTFD, -1) == errno.EBADF
+
+    run(broker.path, body)

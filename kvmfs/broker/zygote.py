@@ -42,6 +42,7 @@ class Zygote:
                     [sys.executable, "-m", "kvmfs.worker.zygote", str(theirs.fileno()), str(empty), core],
                     pass_fds=[theirs.fileno(), empty],
                     stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,  # a pipe to whoever started the server would stay open
                     start_new_session=True,  # a ^C at our terminal is not for it
                     # OpenBLAS, which numpy brings along, would have threads
                     env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},

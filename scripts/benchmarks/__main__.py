@@ -1,4 +1,4 @@
-"""python -m bench: the speeds that kvmfs promises, measured in one run.
+"""python -m benchmarks (in scripts/): the speeds that kvmfs promises, measured in one run.
 
 Printed, never asserted: a busy machine is no bug.  `scripts/bench` sets up and calls this.
 """
@@ -78,7 +78,7 @@ def argv(pid: int) -> bytes:
 
 
 def resolutions() -> float:
-    from bench.faults import millions_per_second  # a second's worth of imports
+    from benchmarks.faults import millions_per_second  # a second's worth of imports
 
     return millions_per_second()
 

@@ -151,6 +151,18 @@ static void set_private(uint64_t gpa, uint64_t size, int private)
 	kvm(vm, KVM_SET_MEMORY_ATTRIBUTES, &request, "KVM_SET_MEMORY_ATTRIBUTES");
 }
 
+/* The vCPU is all that KVM supports; without CPUID there is no 64-bit mode. */
+static void set_cpuid(int system, int vcpu)
+{
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 entries[256];
+	} cpuid = { .head.nent = 256 };
+
+	kvm(system, KVM_GET_SUPPORTED_CPUID, &cpuid, "KVM_GET_SUPPORTED_CPUID");
+	kvm(vcpu, KVM_SET_CPUID2, &cpuid, "KVM_SET_CPUID2");
+}
+
 /* 64-bit mode at once: flat segments, and page tables with one-to-one 2 MiB pages. */
 static void start_in_long_mode(int vcpu, uint8_t *low)
 {
@@ -241,6 +253,7 @@ int main(void)
 		   MAP_SHARED, vcpu, 0);
 	if (run == MAP_FAILED)
 		die("mmap(vCPU)");
+	set_cpuid(system, vcpu);
 	start_in_long_mode(vcpu, low);
 
 	for (;;) {

@@ -60,10 +60,10 @@ class Story:
                 self.faults += 1
                 access = "private access" if flags & KVM_MEMORY_EXIT_FLAG_PRIVATE else "shared access"
                 self.rows.append(Row(event["t"], vcpu, "memory fault", gpa, size, access))
-            case {"event": "hypercall", "vcpu": vcpu, "nr": number, "args": [gpa, pages, attributes, *_]}:
+            case {"event": "hypercall", "vcpu": vcpu, "nr": nr, "gpa": gpa, "pages": pages, "attributes": attributes}:
                 self._close(vcpu)
                 self.hypercalls += 1
-                name = "MAP_GPA_RANGE" if number == para.KVM_HC_MAP_GPA_RANGE else f"hypercall {number}"
+                name = "MAP_GPA_RANGE" if nr == para.KVM_HC_MAP_GPA_RANGE else f"hypercall {nr}"
                 self.rows.append(Row(event["t"], vcpu, name, gpa, pages * _PAGE, f"attributes {attributes:#x}"))
             case {"event": "run", "vcpu": vcpu}:
                 self._close(vcpu)

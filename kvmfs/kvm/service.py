@@ -128,7 +128,7 @@ def _hypercall(vcpu: Vcpu) -> None:
     skip_instruction(vcpu)
 
 
-def _ask(vcpu: Vcpu, number: int, arguments: tuple[int, ...], long_mode: bool) -> None:
+def _ask(vcpu: Vcpu, number: int, arguments: tuple[int, int, int], long_mode: bool) -> None:
     """KVM_EXIT_HYPERCALL; enter() completes it."""
     hypercall = vcpu.run.hypercall
     vcpu.run.exit_reason = Exit.HYPERCALL
@@ -136,6 +136,8 @@ def _ask(vcpu: Vcpu, number: int, arguments: tuple[int, ...], long_mode: bool) -
     hypercall.args[:3] = arguments
     hypercall.flags = KVM_EXIT_HYPERCALL_LONG_MODE if long_mode else 0
     vcpu.state[Cpu.COMPLETION] = W.COMPLETE_HYPERCALL
+    gpa, pages, attributes = arguments
+    vcpu.vm.log.write("hypercall", vcpu=vcpu.id, nr=number, gpa=gpa, pages=pages, attributes=attributes)
     end_run(vcpu, 0)
 
 

@@ -287,6 +287,8 @@ def set_user_memory_region2(vm: Vm, caller: Caller, arg: UserspaceMemoryRegion2)
         fail(errno.EINVAL)
     with vm.slots_lock:
         set_memory_region(vm, caller, arg)
+    details = {"slot": arg.slot, "gpa": arg.guest_phys_addr, "size": arg.memory_size, "flags": arg.flags}
+    vm.log.write("set_user_memory_region", **details)
 
 
 @table.ioctl(ioctls.KVM_SET_USER_MEMORY_REGION)

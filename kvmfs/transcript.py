@@ -75,9 +75,7 @@ class Story:
                 self._answer(event["t"], gpa, size, f"slot {slot} {'set' + how if size else 'deleted'}")
             case {"event": "punch_hole" | "fallocate" as what, "offset": offset, "length": length}:
                 done = "private pages freed" if what == "punch_hole" else "private pages allocated"
-                ranges = event.get("ranges") or []
-                gpa, size = ranges[0] if ranges else (0, 1 << 64)
-                self._answer(event["t"], gpa, size, done, Row(0, None, "", offset, length, "in guest_memfd"))
+                self._answer_in_file(event["t"], offset, length, done)
             case _:
                 pass
 
@@ -87,15 +85,20 @@ class Story:
                 row.retried = True
                 return
 
-    def _answer(self, time: float, gpa: int, size: int, done: str, unasked: Row | None = None) -> None:
+    def _answer(self, time: float, gpa: int, size: int, done: str) -> None:
         for row in reversed(self.rows):
             if row.exit and not row.retried and row.overlaps(gpa, size):
                 row.answers.append(done)
                 return
-        row = unasked or Row(time, None, "", gpa, size, "")
-        row.time = time
-        row.answers.append(done)
-        self.rows.append(row)
+        self.rows.append(Row(time, None, "", gpa, size, "", [done]))
+
+    def _answer_in_file(self, time: float, offset: int, length: int, done: str) -> None:
+        # The log has no guest address for these; a VMM that converts a range does so for all of it.
+        for row in reversed(self.rows):
+            if row.exit and not row.retried and row.size == length:
+                row.answers.append(done)
+                return
+        self.rows.append(Row(time, None, "", offset, length, "in guest_memfd", [done]))
 
 
 def stories(lines: Iterable[str]) -> list[Story]:
@@ -112,11 +115,12 @@ def _size(size: int) -> str:
     for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if size >= unit and not size % unit:
             return f"{size // unit} {name}"
-    return f"{size:#x}"
+    return f"{size:#x}" if size else ""
 
 
 def table(story: Story) -> Table:
-    counts = f"{story.faults} memory faults, {story.hypercalls} conversions asked for by the guest"
+    faults = "1 memory fault" if story.faults == 1 else f"{story.faults} memory faults"
+    counts = f"{faults}, {story.hypercalls} conversions asked for by the guest"
     result = Table(title=f"VM {story.vm}: {counts}", title_justify="left", header_style="bold", expand=False)
     for name, justify in (("ms", "right"), ("vCPU", "right"), ("exit", "left"), ("gpa", "right"), ("size", "right")):
         result.add_column(name, justify=justify)  # type: ignore[arg-type]

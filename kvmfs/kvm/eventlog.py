@@ -2,7 +2,7 @@
 
 KVMFS_EVENT_LOG names a file that all VMs append to; without it nothing is written, and nothing is spent on it.
 
-    {"t": seconds, "vm": "PID-N", "vcpu": id, "event": "memory_fault", "gpa": ..., "size": ..., "flags": ...}
+    {"t": seconds, "vm": "CLIENT-WORKER", "vcpu": id, "event": "memory_fault", "gpa": ..., "size": ..., "flags": ...}
     {"t": ..., "vm": ..., "vcpu": id, "event": "hypercall", "nr": ..., "gpa": ..., "pages": ..., "attributes": ...}
     {"t": ..., "vm": ..., "event": "set_user_memory_region", "slot": ..., "gpa": ..., "size": ..., "flags": ...}
     {"t": ..., "vm": ..., "event": "set_memory_attributes", "gpa": ..., "size": ..., "attributes": ...}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import itertools
+import os
 import threading
 from typing import Final
 
@@ -34,7 +34,6 @@ own: Table[Vm] = Table(Fd.VM)
 
 KVM_MIN_ALLOC_MMU_PAGES: Final = 64
 TSS_PAGES: Final = 3
-_numbers = itertools.count()
 
 
 class Vm:
@@ -48,7 +47,7 @@ class Vm:
         self.kind = kind
         self.client = client
         self.has_private_mem = kind == KVM_X86_SW_PROTECTED_VM
-        self.log = EventLog(f"{client}-{next(_numbers)}")
+        self.log = EventLog(f"{client}-{os.getpid()}")
 
         self.lock = threading.Lock()
         """kvm->lock: what there is in the VM."""

@@ -39,7 +39,7 @@ def test_faults_of_two_vcpus_are_told_apart_by_address() -> None:
 def test_a_conversion_with_punch_hole_has_both_answers() -> None:
     rows = story(
         {"event": "hypercall", "vcpu": 0, "nr": 12, "gpa": GPA, "pages": 2, "attributes": 6},
-        {"event": "punch_hole", "offset": 0, "length": 8192, "ranges": [[GPA, 8192]]},
+        {"event": "punch_hole", "offset": 0, "length": 8192},
         attributes(GPA, 8192, 0),
     ).rows
     assert [(row.exit, row.size, row.answers) for row in rows] == [

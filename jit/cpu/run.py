@@ -135,9 +135,9 @@ def after_step(s, shadow, trap):
     derive_mode(s)
 
 
-@compiled
+@group.add
 def step(s):
-    """One instruction that must be alone: after MMIO answered, in an interrupt shadow, or single-stepping."""
+    """One instruction that must be alone (after MMIO answered, in an interrupt shadow, single-stepping): LEAVE."""
     store64(s + S.HFLAGS, load64(s + S.HFLAGS) | S.MODE_STEP)
     shadow, trap = load64(s + S.INTR_SHADOW), load64(s + S.RFLAGS) & S.TF
     store64(s + S.SHADOW_SET, 0)
@@ -145,6 +145,7 @@ def step(s):
     if b != 0:
         execute(s, b)
     after_step(s, shadow, trap)
+    return load64(s + S.LEAVE)
 
 
 @group.add

@@ -25,7 +25,6 @@ from kvmfs.abi.vcpu import KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, KVM_MP_ST
 from kvmfs.jit import state as S
 from kvmfs.jit.build import Group, compiled
 from kvmfs.jit.cpu.run import group as run_group
-from kvmfs.jit.cpu.run import step
 from kvmfs.jit.mmu.group import TLB_INIT
 from kvmfs.jit.mmu.tlb import acknowledge_flush, enter_guest, leave_guest
 from kvmfs.jit.raw import (
@@ -66,8 +65,7 @@ from kvmfs.kvm.words import Cpu, Vm
 
 group = Group("enter", __name__)
 
-RUN, RESET_CODE = run_group.slot("run"), run_group.slot("reset_code")
-RUN_ONE: Final = group.base  # the first member
+RUN, STEP, RESET_CODE = (run_group.slot(name) for name in ("run", "step", "reset_code"))
 
 SERVICE, EINTR, EINVAL, EAGAIN = W.SERVICE, errno.EINTR, errno.EINVAL, errno.EAGAIN
 SYS_FUTEX: Final = 202
@@ -92,7 +90,7 @@ READY, IF_FLAG = offset_of(Run, "ready_for_interrupt_injection"), offset_of(Run,
 RUNNABLE, HALTED, UNINITIALIZED = KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED
 
 
-@group.add
+@compiled
 def run_one(s):
     """Execute the instruction at RIP and nothing else, no event either: EXIT, or EXIT_NONE when it is done."""
     store64(s + S.EXIT, S.EXIT_NONE)
@@ -100,8 +98,7 @@ def run_one(s):
     while True:
         store64(s + S.LEAVE, S.LEAVE_NEXT)
         store64(s + S.MMIO_USED, 0)
-        step(s)
-        how = load64(s + S.LEAVE)
+        how = call(s, STEP)
         if how != S.LEAVE_RETRY:
             break
         store64(s + S.MMIO_WRITES, 0)
@@ -209,7 +206,7 @@ def complete(s):
 @compiled
 def once_more(s):
     """Execute the instruction whose data is there now."""
-    reason = call(s, RUN_ONE)
+    reason = run_one(s)
     return AGAIN if reason == S.EXIT_NONE else convert(s, reason)
 
 

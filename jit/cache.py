@@ -2,7 +2,7 @@
 
 numba's cache does not notice changes in imported modules. So each group has a directory of its own, keyed by a hash of
 everything its code is made from: the sources of its module and of all modules of this package that it imports, however
-far, the versions of Python and numba, and the processor compiled for.
+far, where they lie (numba asks for that too), the versions of Python and numba, and the processor compiled for.
 """
 
 import functools
@@ -35,7 +35,7 @@ def group_dir(name: str, module: str) -> Path:
     """The group's directory; once a process, so that sources edited meanwhile do not move it."""
     digest = hashlib.sha256(_platform().encode())
     for source in _sources(module):
-        digest.update(source.name.encode() + source.read_bytes())
+        digest.update(str(source).encode() + source.read_bytes())
     return base_dir() / f"{name}-{digest.hexdigest()[:16]}"
 
 

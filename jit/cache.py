@@ -34,6 +34,8 @@ def base_dir() -> Path:
 def group_dir(name: str, module: str) -> Path:
     """The group's directory; once a process, so that sources edited meanwhile do not move it."""
     digest = hashlib.sha256(_platform().encode())
+    # numba compares the time of the file that it is told the code stands in.
+    digest.update(str(_imports(module)[0].stat().st_mtime).encode())
     for source in _sources(module):
         digest.update(str(source).encode() + source.read_bytes())
     return base_dir() / f"{name}-{digest.hexdigest()[:16]}"

@@ -44,9 +44,8 @@ def test_faults_are_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     machine.set_regs(rbx=DATA)
     assert machine.run() == machine.run() == -errno.EFAULT
     faults = [event for event in map(json.loads, log.read_text().splitlines()) if event["event"] == "memory_fault"]
-    assert [(fault["vcpu"], fault["gpa"], fault["size"], fault["flags"]) for fault in faults] == [
-        (0, DATA, PAGE, 8)
-    ] * 2
+    found = [(fault["vcpu"], fault["gpa"], fault["size"], fault["flags"]) for fault in faults]
+    assert found == [(0, DATA, PAGE, 8)] * 2
 
 
 def test_private_and_shared_side_of_a_page() -> None:

@@ -75,6 +75,7 @@ class Server:
         self._pool = Pool(native, connection.fileno(), client, self._cached, self._read)
         self._nodes = Nodes()
         self._vcpus: list[Vcpu] = []  # by seat
+        self._by_address: dict[int, Vcpu] = {}  # of the seat's block
         self._installing = threading.Lock()
         self._parked: dict[int, Parked] = {}
         self._nodes.add(vm).installed = True
@@ -167,8 +168,7 @@ class Server:
             why = self._serve_vcpu(reader, vcpu) if why == block.SERVE_VCPU else self._take_over(reader, vcpu)
 
     def _seated(self, reader: ReaderThread) -> Vcpu:
-        address = reader.block[Reader.SEAT]
-        return next(vcpu for vcpu in self._vcpus if vcpu.seat.address == address)
+        return self._by_address[reader.block[Reader.SEAT]]
 
     def _serve_vcpu(self, reader: ReaderThread, vcpu: Vcpu) -> int:
         caller = FuseCaller(self, reader.block[Reader.TID], reader.block[Reader.UNIQUE], borrowable=False)
@@ -269,6 +269,7 @@ class Server:
         seat[Seat.ENTER], seat[Seat.CONTEXT] = node.enter, node.context
         seat[Seat.REQUEST], seat[Seat.STOP], seat[Seat.PAGE] = node.request, node.stop, node.page
         self._vcpus[index : index + 1] = [Vcpu(node, seat)]
+        self._by_address[seat.address] = self._vcpus[index]
         self._pool.publish()
         if not self._cached:
             answer, _ = self.broker.call("backing", (node.memfd,))

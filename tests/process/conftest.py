@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.process.harness import Broker
+from tests.support.paths import missing
 
 FAKE = "tests.process.fakecore"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _able() -> None:
+    if os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        missing("root's rights, or no /dev/fuse")
 
 
 @pytest.fixture(scope="module", params=["passthrough", "cached"])

@@ -22,7 +22,7 @@ from kvmfs.abi.cpuid_basic import Leaf1Ecx
 from kvmfs.abi.ioctls import Fd
 from kvmfs.abi.limits import VCPU_MMAP_SIZE
 from kvmfs.abi.run import Run
-from kvmfs.abi.vcpu import KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, SignalMask
+from kvmfs.abi.vcpu import KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED
 from kvmfs.abi.vm import (
     KVM_X86_QUIRK_CD_NW_CLEARED,
     KVM_X86_QUIRK_LINT0_REENABLED,
@@ -47,7 +47,7 @@ from kvmfs.kvm.block import Block
 from kvmfs.kvm.caller import Caller
 from kvmfs.kvm.cpu_state import RFLAGS_FIXED, CpuState
 from kvmfs.kvm.cpuid import supported_cpuid
-from kvmfs.kvm.dispatch import Table, fail, read_struct
+from kvmfs.kvm.dispatch import Table, fail
 from kvmfs.kvm.guest_cpuid import GuestCpuid
 from kvmfs.kvm.mce import MachineCheck
 from kvmfs.kvm.tsc import GuestTsc
@@ -95,7 +95,6 @@ class Vcpu:
         self._cpuid_table: Block | None = None
         self.msr: dict[int, int] = {}
         self.mce = MachineCheck()
-        self.signal_mask: bytes | None = None
         self.is_reset_bsp = vm.bsp_id == vcpu_id
         self.lapic = Lapic(vcpu_id) if vm.chips else None
         self.tsc = GuestTsc(self.state, native.rdtsc, vm.tsc_generation, native.host_khz)
@@ -308,17 +307,6 @@ class Vcpu:
 
     def released(self) -> None:
         """The guest stays: KVM keeps a vCPU as long as its VM."""
-
-
-@own.ioctl(ioctls.KVM_SET_SIGNAL_MASK, raw=True)
-def set_signal_mask(vcpu: Vcpu, caller: Caller, arg: int) -> None:
-    """The mask is kept; which signals interrupt KVM_RUN is the transport's affair."""
-    if not arg:
-        vcpu.signal_mask = None
-        return
-    if read_struct(caller, arg, SignalMask).len != SIGSET_SIZE:
-        fail(errno.EINVAL)
-    vcpu.signal_mask = caller.read(arg + ctypes.sizeof(SignalMask), SIGSET_SIZE)
 
 
 @own.ioctl(ioctls.KVM_ENABLE_CAP)

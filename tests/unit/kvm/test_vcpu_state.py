@@ -92,17 +92,6 @@ def test_tsc_frequency(vcpu: Vcpu, client: FakeClient) -> None:
     assert vcpu.state[S.TSC_RATIO] == 1 << 32
 
 
-def test_signal_mask(vcpu: Vcpu, client: FakeClient) -> None:
-    row = ioctls.KVM_SET_SIGNAL_MASK
-    client.write(BASE, (8).to_bytes(4, "little") + b"12345678")
-    assert client.fails(vcpu, row, BASE) == 0
-    assert vcpu.signal_mask == b"12345678"
-    assert client.fails(vcpu, row, 0) == 0
-    assert vcpu.signal_mask is None
-    client.write(BASE, (16).to_bytes(4, "little"))
-    assert client.fails(vcpu, row, BASE) == errno.EINVAL
-
-
 # KVM_PRE_FAULT_MEMORY
 
 

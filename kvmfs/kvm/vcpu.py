@@ -59,7 +59,6 @@ if TYPE_CHECKING:
 
 own: Table[Vcpu] = Table(Fd.VCPU)
 
-SIGSET_SIZE: Final = 8
 RESET_CODE: Final = 0x9B  # present, code, readable, accessed
 RESET_DATA: Final = 0x93
 RESET_LDT: Final = 0x82

@@ -117,8 +117,10 @@ class Server:
                 self._attend(reader, why)
             except Exception:
                 self._complain()
-                reader.block[Reader.UNIQUE] = 0
-            self._native.will_read(self._pool.conn.address)
+                if unique := reader.block[Reader.UNIQUE]:
+                    self._reply(reply.error(unique, errno.EIO))
+                    reader.block[Reader.UNIQUE] = 0
+            self._native.will_read(self._pool.conn.address, 1)
 
     def _attend(self, reader: ReaderThread, why: int) -> None:
         if why == block.DISPATCH:
@@ -156,9 +158,8 @@ class Server:
     def _park(self, reader: ReaderThread, vcpu: Vcpu, message: request.Ioctl) -> None:
         """Leave an ioctl, counted as a waiter already, to who has the vCPU's mutex."""
         parked = Parked(message)
-        self._parked[message.unique] = parked  # before UNIQUE is cleared: an interrupt always finds one of the two
-        reader.block[Reader.UNIQUE] = 0
-        parked.interrupted |= reader.block[Reader.INTERRUPTED] == message.unique
+        self._parked[message.unique] = parked  # before it is put down: an interrupt always finds one of the two
+        parked.interrupted |= bool(self._native.put_down(reader.address))
         vcpu.waiting.put(parked)
 
     def _follow(self, reader: ReaderThread, why: int) -> None:
@@ -337,6 +338,7 @@ class Server:
             self._connection.reply(reply.error(message.unique, errno.EAGAIN))
         else:
             parked.interrupted = True
+            self._native.interrupt(self._pool.conn.address, message.target)  # should it just have been taken over
 
     def _open(self, message: request.Open) -> None:
         entry = self._entry(message)

@@ -260,6 +260,13 @@ def interrupt(conn: int, unique: int) -> int:
     return 0
 
 
+@native
+def put_down(reader: int) -> int:
+    """The request in this reader's hands goes elsewhere, where interrupts find it: 1 if it was interrupted already."""
+    unique = atomic_xchg(reader + READER_UNIQUE, 0)
+    return 1 if load64(reader + READER_INTERRUPTED) == unique else 0
+
+
 # The caller -------------------------------------------------------------------------------------------------------
 
 
@@ -416,9 +423,9 @@ def go_on(reader: int) -> int:
 
 
 @native
-def will_read(conn: int) -> int:
-    """To be called before serve()."""
-    return atomic_add(conn + CONN_READING, 1)
+def will_read(conn: int, count: int) -> int:
+    """`count` more readers, to be called before their serve()."""
+    return atomic_add(conn + CONN_READING, count)
 
 
 @native
@@ -450,4 +457,4 @@ def serve(reader: int) -> int:
                     why = DISPATCH
         if why:
             return why
-        will_read(conn)
+        will_read(conn, 1)

@@ -21,7 +21,7 @@ class Native:
             code = getattr(function, "py_func", function).__code__
             setattr(self, name.removeprefix(loop.PREFIX), build.function(name, code.co_argcount))
 
-    will_read: Callable[[int], int]
+    will_read: Callable[[int, int], int]
     serve: Callable[[int], int]
     go_on: Callable[[int], int]
     enter: Callable[[int], int]
@@ -29,6 +29,8 @@ class Native:
     finish_run: Callable[[int, int], int]
     take: Callable[[int], int]
     give: Callable[[int], int]
+    interrupt: Callable[[int, int], int]
+    put_down: Callable[[int], int]
     pass_gate: Callable[[int], int]
     leave_gate: Callable[[int], int]
     hold: Callable[[int], int]
@@ -86,8 +88,13 @@ class Pool:
             self._readers[8 * len(self._threads)] = thread.address
             self._threads.append(thread)
             self.conn[Conn.READER_COUNT] = len(self._threads)
-            self._native.will_read(self.conn.address)
-            thread.start()
+            self._native.will_read(self.conn.address, 1)
+            try:
+                thread.start()
+            except RuntimeError:  # at a limit of threads: who asked has to be quick, then
+                self._native.will_read(self.conn.address, -1)
+                self._threads.pop()
+                self.conn[Conn.READER_COUNT] = len(self._threads)
 
     def seat(self) -> tuple[int, Block] | None:
         """A seat for a vCPU that is to be: its index and block; None when there is none left."""

@@ -23,7 +23,7 @@ python_environment() {
 jit_cache() {
     local what=$1 key stamp
     shift
-    key=$(cd "$root" && find jit kvmfs/worker -name '*.py' -print0 | sort -z | xargs -0 sha256sum |
+    key=$(cd "$root" && find jit kvmfs -name '*.py' -print0 | sort -z | xargs -0 sha256sum |
         sha256sum - "$venv/.kvmfs-installed" <(grep -m 2 -E '^(model name|flags)' /proc/cpuinfo) | sha256sum | cut -c1-16)
     stamp=$venv/.kvmfs-warm-${what//[^[:alnum:]]/-}
     is_stamped "$stamp" "$key" && return

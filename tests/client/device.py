@@ -25,6 +25,9 @@ from kvmfs.wire import fuse_h, mount, reply, request
 from kvmfs.wire.connection import BUFFER_SIZE, Connection, ConnectionEnded, Kind
 
 CALL, WAIT = 0xAE01, 0xAE80
+# Closing must not ask the server, which is a thread of ours: a child that closes what it inherited does so in vfork,
+# while its parent's thread holds the GIL.
+OPEN_FLAGS = fuse_h.OpenFlag.DIRECT_IO | fuse_h.OpenFlag.NOFLUSH
 PROGRAMS = Path(__file__).parent / "programs"
 TIMEOUT = 15
 
@@ -92,7 +95,7 @@ class Device:
         buffer = bytearray(BUFFER_SIZE)
         handlers: dict[type, Callable[[request.Request], bytes]] = {
             request.GetAttr: lambda asked: reply.attr(asked.unique, self._attributes),
-            request.Open: lambda asked: reply.opened(asked.unique, 1, fuse_h.OpenFlag.DIRECT_IO),
+            request.Open: lambda asked: reply.opened(asked.unique, 1, OPEN_FLAGS),
             request.Flush: lambda asked: reply.ok(asked.unique),
             request.Release: lambda asked: reply.ok(asked.unique),
         }

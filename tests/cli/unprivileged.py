@@ -38,8 +38,12 @@ def open_up(path: Path) -> None:
 def main() -> None:
     mount.private_namespace()
     everybodys_fuse()
-    for path in {Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), ROOT}:
-        open_up(path)
+    # The outermost first: an environment in the checkout comes along with it.
+    opened: list[Path] = []
+    for path in sorted({Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), ROOT}):
+        if not any(path.is_relative_to(above) for above in opened):
+            open_up(path)
+            opened.append(path)
     os.chdir(ROOT)
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)

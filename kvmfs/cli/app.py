@@ -93,7 +93,7 @@ def run(
     Root is not needed where user namespaces are allowed. Signals go on to CMD; stdin, stdout, stderr and the terminal
     are its own.
 
-    `kvmfs run -- qemu-system-x86_64 -enable-kvm -nographic disk.img`
+    `kvmfs run -- ./my-vmm --its-options`
 
     `kvmfs run -- cargo test`
     """

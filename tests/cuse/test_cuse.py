@@ -17,6 +17,8 @@ import pytest
 from tests.cuse.vm import VM, Result
 from tests.support import paths
 
+pytestmark = pytest.mark.timeout(700)  # whichever test comes first waits for the machine
+
 SELFTESTS = [
     "guest_memfd_test",
     "x86_64/private_mem_kvm_exits_test",
@@ -34,8 +36,9 @@ run() {{
 stop() {{
     kill $daemon && tail --pid=$daemon -f /dev/null && [ ! -e /dev/kvm ]
 }}
+run suite {python} -m pytest -q --color=no -p no:cacheprovider tests/wire/test_cuse_device.py
 # serve goes to the background once the device answers
-daemon=$({kvmfs} serve -v 2>/tmp/log)
+daemon=$({python} -m kvmfs serve -v 2>/tmp/log)
 run daemon stat -c %F /dev/kvm
 {runs}
 run stop stop
@@ -89,7 +92,7 @@ def session(tmp_path_factory: pytest.TempPathFactory, linux_headers: Path, selft
 
     programs = {"conversions": client, **{Path(path).name: selftests_dir / path for path in SELFTESTS}}
     runs = "\n".join(f"run {name} {shlex.quote(str(path))}" for name, path in programs.items())
-    job = _JOB.format(kvmfs=f"{shlex.quote(sys.executable)} -m kvmfs", runs=runs)
+    job = _JOB.format(python=shlex.quote(sys.executable), runs=runs)
     # kvm: the selftests look into its parameters in sysfs; without a vendor module it makes no device.
     vm = VM(kernel, ["cuse", "kvm"])
     # Compiled by scripts/setup, for the CPU that QEMU emulates.
@@ -98,7 +101,6 @@ def session(tmp_path_factory: pytest.TempPathFactory, linux_headers: Path, selft
     return Session(machine, _parts(machine.output))
 
 
-@pytest.mark.timeout(700)
 def test_the_daemon_makes_a_character_device(session: Session) -> None:
     assert session.succeeded("daemon") == "character special file"
 
@@ -113,6 +115,13 @@ def test_a_client_of_ours_converts_memory_and_resolves_faults(session: Session) 
 @pytest.mark.parametrize("program", [Path(path).name for path in SELFTESTS])
 def test_kernel_selftest_on_the_character_device(session: Session, program: str) -> None:
     session.succeeded(program)
+
+
+def test_the_suite_that_needs_cuse_passes_here(session: Session) -> None:
+    """On a host without /dev/cuse it is skipped."""
+    output = session.succeeded("suite")
+    assert "passed" in output
+    assert "skipped" not in output
 
 
 def test_the_device_goes_with_the_daemon(session: Session) -> None:

@@ -150,7 +150,7 @@ static double roundtrip(int count)
 	double best = 0;
 
 	run_to_out(&vm);
-	for (int batch = 0; batch < 10; batch++) {
+	for (int batch = 0; batch < 50; batch++) {
 		double start = now();
 
 		for (int i = 0; i < count; i++)
@@ -233,7 +233,7 @@ int main(int argc, char **argv)
 	if (kvm_fd < 0)
 		die("/dev/kvm");
 	if (!strcmp(what, "roundtrip")) {
-		result = roundtrip(count ? count : 20000);
+		result = roundtrip(count ? count : 4000);
 	} else if (!strcmp(what, "create")) {
 		result = create_vms(count ? count : 20);
 	} else if (!strcmp(what, "touch")) {

@@ -131,7 +131,7 @@ TLB_GENERATION = _l.u64()
 OPCODES = _l.u64()  # address of the compiled opcode tables (cpu/optable.py)
 # The decoder's working words (cpu/decode.py, cpu/emit.py)
 D_BYTES, D_CURSOR, D_LIMIT, D_SHORT = (_l.u64() for _ in range(4))  # guest bytes, position, how many, ran out
-D_START, D_BLOCK, D_RECORD, D_ENTRY = (_l.u64() for _ in range(4))
+D_START, D_RECORD = _l.u64(), _l.u64()
 D_OPCODE, D_PREFIX, D_REX, D_OSIZE, D_ASIZE, D_REP, D_LOCK, D_SEGMENT = (_l.u64() for _ in range(8))
 D_MODRM, D_MOD, D_REG, D_RM = (_l.u64() for _ in range(4))
 D_BASE, D_INDEX, D_SCALE, D_DISP, D_SEG_PTR, D_STACK, D_RIP_RELATIVE = (_l.u64() for _ in range(7))
@@ -156,7 +156,6 @@ LEAVE_RETRY = 3  # execute the same instruction again (translations changed unde
 REQ_TLB_FLUSH = 1  # drop all translations, then acknowledge by clearing the bit
 REQ_STOP = 2  # leave run() with EXIT_INTERRUPTED at the next instruction boundary
 REQ_EVENT = 4  # an event (interrupt, NMI, ...) may be deliverable
-REQ_STEP = 8  # end blocks after each instruction
 
 # EXIT: why run() returned, and EXIT_ARGS.
 EXIT_NONE = 0
@@ -175,7 +174,6 @@ EXIT_IRQ_WINDOW = 12  # the guest can take an interrupt now
 EXIT_DEBUG = 13  # args: exception, dr6, dr7, pc
 EXIT_HYPERCALL = 14  # VMCALL/VMMCALL; registers tell
 EXIT_CR8 = 15  # args: new value
-EXIT_SYNC = 16  # the embedder wants control (pending service), nothing happened
 
 # HFLAGS bits: what decoding and translation depend on.
 MODE_CODE64 = 1

@@ -255,7 +255,6 @@ def decode_one(s):
     if load64(s + S.D_SHORT) == 0 and load64(s + S.D_CURSOR) - start > MAX_LENGTH:
         return TOO_LONG
     entry = find_entry(s, opcode)
-    store64(s + S.D_ENTRY, entry)
     attributes = load64(entry + 8 * T.ATTRIBUTES)
     if load64(s + S.HFLAGS) & S.MODE_CODE64 != 0:
         osize = load64(s + S.D_OSIZE)

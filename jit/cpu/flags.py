@@ -10,7 +10,6 @@ from ..build import compiled
 from ..raw import load64, lshr, popcount, s64, sext8, sext16, sext32, shl, store64
 
 SIGN_EXTEND = {8: sext8, 16: sext16, 32: sext32, 64: None}
-CF_BIT = s64(1 << 63)
 CARRIES = s64(3 << 62)
 
 

@@ -26,7 +26,6 @@ RECORD = 64
 RECORD_LOCK = 1
 RECORD_REP = 2
 RECORD_REPNE = 4
-RECORD_FIRST = 8  # first record of its instruction
 RECORD_STACK = 16  # addresses relative to RSP or RBP: a bad address is #SS, not #GP
 
 # Block header, one record in size

@@ -47,6 +47,19 @@ GROUP_MODULES = {
     "io": "kvmfs.jit.cpu.io",
     "fpu_state": "kvmfs.jit.cpu.fpu_state",
     "sse_move": "kvmfs.jit.cpu.sse_move",
+    "far": "kvmfs.jit.cpu.far",
+    "task": "kvmfs.jit.cpu.task",
+    "legacy": "kvmfs.jit.cpu.legacy",
+    "debug": "kvmfs.jit.cpu.debug",
+    "x87": "kvmfs.jit.cpu.x87",
+    "x87_state": "kvmfs.jit.cpu.x87_state",
+    "mmx": "kvmfs.jit.cpu.mmx",
+    "sse_float": "kvmfs.jit.cpu.sse_float",
+    "sse_convert": "kvmfs.jit.cpu.sse_convert",
+    "vex": "kvmfs.jit.cpu.vex",
+    "avx_float": "kvmfs.jit.cpu.avx_float",
+    "crypto": "kvmfs.jit.cpu.crypto",
+    "text": "kvmfs.jit.cpu.text",
     "decode": "kvmfs.jit.cpu.decode",
     "exception": "kvmfs.jit.cpu.exception",
     "run": "kvmfs.jit.cpu.run",
@@ -99,7 +112,7 @@ class Group:
 
     def fill(self) -> Callable:
         """Compile or load; returns `fill(table)` that stores the members' addresses."""
-        lines = ["def fill(table):"]
+        lines = ["def fill(table):", "    pass"]
         scope: dict[str, object] = {"store64": store64}
         for name, dispatcher in self.members.items():
             scope[f"address_of_{name}"] = _address_of(dispatcher, name)

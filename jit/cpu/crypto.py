@@ -1,0 +1,5 @@
+"""AES, PCLMULQDQ and SHA."""
+
+from ..build import Group
+
+group = Group("crypto", __name__)

@@ -1,0 +1,5 @@
+"""MMX."""
+
+from ..build import Group
+
+group = Group("mmx", __name__)

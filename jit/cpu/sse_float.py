@@ -1,0 +1,5 @@
+"""SSE floating-point arithmetic and comparison."""
+
+from ..build import Group
+
+group = Group("sse_float", __name__)

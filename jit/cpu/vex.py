@@ -1,0 +1,5 @@
+"""VEX-encoded integer and move instructions."""
+
+from ..build import Group
+
+group = Group("vex", __name__)

@@ -136,6 +136,7 @@ D_OPCODE, D_PREFIX, D_REX, D_OSIZE, D_ASIZE, D_REP, D_LOCK, D_SEGMENT = (_l.u64(
 D_MODRM, D_MOD, D_REG, D_RM = (_l.u64() for _ in range(4))
 D_BASE, D_INDEX, D_SCALE, D_DISP, D_SEG_PTR, D_STACK, D_RIP_RELATIVE = (_l.u64() for _ in range(7))
 D_IMM, D_FIRST = _l.u64(), _l.u64()
+D_VEX, D_VVVV, D_LENGTH, D_VSIB = (_l.u64() for _ in range(4))  # a VEX prefix, its vvvv and L; the index is a vector
 REMOTE_CODE = _l.u64()  # two pages of scratch: code that lies in remote memory is copied here before it is decoded
 
 # Counters
@@ -188,6 +189,7 @@ MODE_USER = 256  # CPL 3
 MODE_STEP = 512  # one instruction a block
 MODE_TS = 1024  # CR0.TS: vector instructions raise #NM
 MODE_NO_SSE = 2048  # CR0.EM or not CR4.OSFXSR: they raise #UD
+MODE_NO_AVX = 4096  # not CR4.OSXSAVE, or XCR0 without SSE or AVX: VEX-encoded ones raise #UD
 
 # PIO_STATE and MMIO_STATE.
 IO_NONE = 0

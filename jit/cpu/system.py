@@ -216,6 +216,7 @@ def xgetbv_group(s, r):
     if refused or (value & 4 and value & 2 == 0):
         return fault(s, r, S.GP, 0, 1)
     store64(s + S.XCR0, value)
+    derive_mode(s)
     return leave_next(s, r)
 
 

@@ -16,7 +16,7 @@ SLOTS = _v.u64()  # address of the slot table: entries {first gfn, slot record's
 ATTRIBUTES = _v.u64()  # address of the attribute table: entries {first gfn, attributes}; 0: no attributes
 PRIVATE_MEMORY = _v.u64()  # who says whether an access is private (PRIVATE_* below)
 PRIVATE_BIT = _v.u64()  # mask of the gpa bit that says so, for PRIVATE_BY_BIT and SHARED_BY_BIT; else 0
-FAULT_IN = _v.u64()  # int64 f(vm, client address, gfn, write): make the client's page present; 0 or -errno
+FAULT_IN = _v.u64()  # int64 f(vm, client address, host address, pages * 2 + write): see below
 REMOTE_READ = _v.u64()  # int64 f(vm, client address, host buffer, size): for memory that we cannot map; 0 or -errno
 REMOTE_WRITE = _v.u64()
 CLIENT = _v.u64()  # the client's pid, for the functions above
@@ -24,6 +24,9 @@ GENERATION = _v.u64()  # bumped with each published change
 LOG_FAULT = _v.u64()  # int64 f(vcpu, gpa, write, reason), reason as FAULT_* below: the embedder's fault log, or 0
 EMBEDDER = _v.bytes(256)
 VM_SIZE = _v.size
+
+# FAULT_IN makes the client's page present, and as many of the pages after it as can be had at once: how many that were
+# (1 to `pages`), or -errno.
 
 # The functions above may block: they are called with MODE 0, and what they were given may be gone when they look.
 
@@ -64,6 +67,9 @@ assert _s.size <= SLOT_RECORD
 SLOT_READONLY = 1
 SLOT_HAS_GMEM = 2  # created with KVM_MEM_GUEST_MEMFD, whether or not its file still lives
 SLOT_LOG_DIRTY = 4
+SLOT_ANONYMOUS = (
+    8  # stands for anonymous memory: pages may be had ahead of their use, as with the kernel's large folios
+)
 
 # KVM_MEMORY_ATTRIBUTE_PRIVATE and KVM_MEMORY_EXIT_FLAG_PRIVATE are the same bit
 ATTRIBUTE_PRIVATE = 8

@@ -48,6 +48,7 @@ from .layout import (
     PRIVATE_NEVER,
     REMOTE_READ,
     REMOTE_WRITE,
+    SLOT_ANONYMOUS,
     SLOT_BASE_GFN,
     SLOT_CLIENT,
     SLOT_DIRTY,
@@ -187,6 +188,8 @@ def client_error(s, gpa, error, write):
 
 # The client's memory ----------
 
+CLUSTER = 16  # pages, aligned; a power of two, at most as many as a word of the touched bitmap has
+
 
 @compiled
 def mark_dirty(slot, index):
@@ -198,6 +201,19 @@ def mark_dirty(slot, index):
             atomic_or(word, bit)
 
 
+@compiled
+def pages_ahead(slot, index, write):
+    """How many pages to have at once, the one at `index` included: a guest that goes through memory gets a cluster."""
+    if load64(slot + SLOT_FLAGS) & SLOT_ANONYMOUS == 0 or index == 0:
+        return 1
+    before = index - 1
+    have = lshr(load64(load64(slot + SLOT_TOUCHED) + ((before >> 5) << 3)), (before & 31) << 1)
+    if have & (2 if write else 1) == 0:
+        return 1
+    pages, left = CLUSTER - (index & (CLUSTER - 1)), load64(slot + SLOT_NPAGES) - index
+    return pages if pages < left else left
+
+
 @member
 def fault_in(s, slot, index, write):
     """Have the client's page present: 0, -errno, or 1 when translations changed while it was being faulted in.
@@ -207,16 +223,18 @@ def fault_in(s, slot, index, write):
     vm = load64(s + VM)
     function, bitmap = load64(vm + FAULT_IN), load64(slot + SLOT_TOUCHED)
     word, shift = bitmap + ((index >> 5) << 3), (index & 31) << 1
-    client, gfn = load64(slot + SLOT_CLIENT) + (index << 12), load64(slot + SLOT_BASE_GFN) + index
+    client, host = load64(slot + SLOT_CLIENT) + (index << 12), load64(slot + SLOT_HOST) + (index << 12)
+    pages = pages_ahead(slot, index, write)
     if function != 0:
         leave_guest(s)
-        result = call4(function, vm, client, gfn, write)
+        pages = call4(function, vm, client, host, pages << 1 | write)
         changed = enter_guest(s)
-        if result < 0:
-            return result
+        if pages < 0:
+            return pages
         if changed:
             return 1
-    atomic_or(word, (3 if write else 1) << shift)
+    mask = (shl(1, 2 * pages) - 1) & (-1 if write else 0x5555_5555)
+    atomic_or(word, shl(mask, shift))  # a cluster does not cross a word
     return 0
 
 

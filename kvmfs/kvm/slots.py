@@ -30,7 +30,7 @@ from kvmfs.kvm.guest_memfd import GuestMemfd
 from kvmfs.kvm.hostcpu import host_cpu
 from kvmfs.kvm.mapping import Mapping
 from kvmfs.kvm.publish import Publisher
-from kvmfs.kvm.regions import Piece, Regions, release
+from kvmfs.kvm.regions import Adopted, Piece, Regions, release
 
 if TYPE_CHECKING:
     from kvmfs.kvm.vm import Vm
@@ -99,7 +99,7 @@ class MemorySlot:
                 host=piece.host,
                 client=piece.address,
                 private=self.private.address + page * PAGE_SIZE if self.private else 0,
-                flags=flags,
+                flags=flags | (mmu.SLOT_ANONYMOUS if isinstance(piece.owner, Adopted) else 0),
                 slot_id=self.id,
                 touched=touched.address if piece.host else 0,
                 dirty=self.dirty[index].address if self.dirty else 0,

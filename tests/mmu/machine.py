@@ -83,6 +83,7 @@ class Machine:
         self.calls: list[tuple] = []
         self.hook: Callable[[], None] | None = None
         self.client_error = EFAULT
+        self.pages_had = 1  # at most, when pages are wanted ahead
         self.faults: list[tuple[int, int, int]] = []
         self._functions = (FAULT_IN(self._fault_in), REMOTE(self._read), REMOTE(self._write), LOG(self._log))
         for field, callback in zip(
@@ -125,7 +126,9 @@ class Machine:
             host=0 if slot.remote or shared is None else shared.address,
             client=(number + 1) * CLIENT_STRIDE,
             private=private.address if private else 0,
-            flags=(M.SLOT_READONLY if slot.readonly else 0) | (M.SLOT_HAS_GMEM if private else 0),
+            flags=(M.SLOT_READONLY if slot.readonly else 0)
+            | (M.SLOT_HAS_GMEM if private else 0)
+            | (M.SLOT_ANONYMOUS if slot.anonymous else 0),
             slot_id=number,
             touched=self.touched[number].address,
             dirty=self.dirty[number].address if log_dirty else 0,
@@ -161,11 +164,11 @@ class Machine:
         if self.hook:
             self.hook()
 
-    def _fault_in(self, vm: int, client: int, gfn: int, write: int) -> int:
+    def _fault_in(self, vm: int, client: int, host: int, request: int) -> int:
         number, offset = self._page(client)
-        assert self.memory.slots[number].base + offset // PAGE == gfn
-        self._enter("fault_in", gfn, write)
-        return -self.client_error if self._denied(number, offset, write) else 0
+        pages, write = request >> 1, request & 1
+        self._enter("fault_in", self.memory.slots[number].base + offset // PAGE, write, *([pages] if pages > 1 else []))
+        return -self.client_error if self._denied(number, offset, write) else min(pages, self.pages_had)
 
     def _read(self, vm: int, client: int, buffer: int, size: int) -> int:
         number, offset = self._page(client)

@@ -34,6 +34,7 @@ class Slot:
     missing: set[int] = field(default_factory=set)  # pages that the client does not have
     unwritable: set[int] = field(default_factory=set)  # pages that the client may only read
     dirty: set[int] = field(default_factory=set)
+    anonymous: bool = False  # pages may be had ahead
 
 
 @dataclass

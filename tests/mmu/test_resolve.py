@@ -270,3 +270,40 @@ def test_prefault_out_of_the_guest_even_when_a_flush_is_due() -> None:
     assert (machine.vcpu[S.EXIT], machine.vcpu[S.FAULT_GPA]) == (S.EXIT_MEMORY_FAULT, 0x21000)
     assert machine.vcpu[S.MODE] == machine.vcpu[S.LEAVE] == 0
     assert machine.calls == [("fault_in", 0x12, 0), ("fault_in", 0x12, 0), ("fault_in", 0x13, 0)]
+
+
+# Pages ahead of their use, in slots that stand for anonymous memory
+
+
+def anonymous(npages: int = 40) -> Machine:
+    machine = Machine(naive.Memory([naive.Slot(0x10, npages, bytearray(npages * PAGE), anonymous=True)]))
+    machine.pages_had = 16
+    return machine
+
+
+def wanted(machine: Machine, *pages: int, write: bool = True) -> list[tuple]:
+    """What was asked of the client for an access to each of the slot's pages: (page, pages wanted)."""
+    machine.calls.clear()
+    for page in pages:
+        machine.resolve(0x10000 + page * PAGE, write)
+    return [(gfn - 0x10, *rest) for _, gfn, _, *rest in machine.calls]
+
+
+def test_memory_that_is_gone_through_comes_in_clusters() -> None:
+    assert wanted(anonymous(), *range(40)) == [(0,), (1, 15), (16, 16), (32, 8)]
+
+
+def test_scattered_pages_come_alone() -> None:
+    assert wanted(anonymous(), 38, 36, 2, 34, 17) == [(38,), (36,), (2,), (34,), (17,)]
+
+
+def test_pages_ahead_are_only_those_that_could_be_had() -> None:
+    machine = anonymous()
+    machine.pages_had = 3
+    assert wanted(machine, *range(8)) == [(0,), (1, 15), (4, 12), (7, 9)]
+
+
+def test_pages_read_ahead_are_asked_for_again_when_written() -> None:
+    machine = anonymous()
+    wanted(machine, *range(16), write=False)
+    assert wanted(machine, *range(16)) == [(0,), (1, 15)]

@@ -64,6 +64,10 @@ GROUP_MODULES = {
     "exception": "kvmfs.jit.cpu.exception",
     "run": "kvmfs.jit.cpu.run",
     "client_memory": "kvmfs.kvm.client_memory",
+    "lapic": "kvmfs.irqchip.lapic",
+    "chips": "kvmfs.irqchip.chips",
+    "bus": "kvmfs.irqchip.bus",
+    "paravirt": "kvmfs.kvm.paravirt",
     "enter": "kvmfs.kvm.enter",
     "worker": "kvmfs.worker.loop",
 }

@@ -157,6 +157,7 @@ LEAVE_RETRY = 3  # execute the same instruction again (translations changed unde
 REQ_TLB_FLUSH = 1  # drop all translations, then acknowledge by clearing the bit
 REQ_STOP = 2  # leave run() with EXIT_INTERRUPTED at the next instruction boundary
 REQ_EVENT = 4  # an event (interrupt, NMI, ...) may be deliverable
+REQ_KICK = 8  # leave run() with EXIT_KICKED at the next instruction boundary: the embedder has something to do
 
 # EXIT: why run() returned, and EXIT_ARGS.
 EXIT_NONE = 0
@@ -175,6 +176,7 @@ EXIT_IRQ_WINDOW = 12  # the guest can take an interrupt now
 EXIT_DEBUG = 13  # args: exception, dr6, dr7, pc
 EXIT_HYPERCALL = 14  # VMCALL/VMMCALL; registers tell
 EXIT_CR8 = 15  # args: new value
+EXIT_KICKED = 16  # REQ_KICK
 
 # HFLAGS bits: what decoding and translation depend on.
 MODE_CODE64 = 1

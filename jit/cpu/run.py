@@ -91,6 +91,9 @@ def serve_requests(s):
     if requests & S.REQ_STOP:
         atomic_and(s + S.REQUEST, ~S.REQ_STOP)
         return leave_exit(s, S.EXIT_INTERRUPTED)
+    if requests & S.REQ_KICK:
+        atomic_and(s + S.REQUEST, ~S.REQ_KICK)
+        return leave_exit(s, S.EXIT_KICKED)
     if requests & S.REQ_EVENT:
         return take_events(s)
     return 1

@@ -29,7 +29,7 @@ from kvmfs.abi.vm import (
     KVM_X86_QUIRK_STUFF_FEATURE_MSRS,
     EnableCap,
 )
-from kvmfs.irqchip.lapic import Lapic
+from kvmfs.irqchip.lapic_state import Lapic
 from kvmfs.jit import state as S
 from kvmfs.kvm import (
     events,

@@ -81,6 +81,11 @@ VEC = _l.bytes(64 * 32, align=64)  # ZMM0..31; XMMn is the low 16 bytes
 
 IMAGE = _l.bytes(1024, align=64)  # an FXSAVE or XSAVE image in the making
 
+# A far transfer in the making (cpu/gate.py, cpu/task.py): where it leads, and the frame or TSS image on its way
+NEW_CS, NEW_SS = _l.u64(4), _l.u64(4)  # records as in SEGMENTS
+NEW_RIP, NEW_RSP = _l.u64(), _l.u64()
+FRAME = _l.bytes(128, align=64)
+
 # An exception being raised (cpu/exception.py), and events as struct kvm_vcpu_events has them
 EXC_VECTOR, EXC_ERROR, EXC_HAS_ERROR, EXC_PAYLOAD = (_l.u64() for _ in range(4))
 EXC_PENDING = _l.u64()  # 1: EXC_* is to be delivered before the next instruction
@@ -192,6 +197,7 @@ MODE_STEP = 512  # one instruction a block
 MODE_TS = 1024  # CR0.TS: vector instructions raise #NM
 MODE_NO_SSE = 2048  # CR0.EM or not CR4.OSFXSR: they raise #UD
 MODE_NO_AVX = 4096  # not CR4.OSXSAVE, or XCR0 without SSE or AVX: VEX-encoded ones raise #UD
+MODE_UNPRIVILEGED = 8192  # CPL is not 0
 
 # PIO_STATE and MMIO_STATE.
 IO_NONE = 0

@@ -263,7 +263,7 @@ def refused(s, entry):
         return UNDEFINED
     if attributes & T.ATTR_SSE and hflags & (S.MODE_NO_SSE | S.MODE_TS):
         return UNDEFINED if hflags & S.MODE_NO_SSE else NOT_AVAILABLE
-    if attributes & T.ATTR_CPL0 and hflags & S.MODE_USER:
+    if attributes & T.ATTR_CPL0 and hflags & S.MODE_UNPRIVILEGED:
         return PRIVILEGED
     return 0
 

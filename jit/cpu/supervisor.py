@@ -49,6 +49,8 @@ def derive_mode(s):
     elif hflags & S.MODE_PROTECTED or cr0 & S.CR0_PE == 0:
         hflags |= S.MODE_CODE32 if cs >> 14 & 1 else 0
         hflags |= S.MODE_STACK32 if ss >> 14 & 1 else 0
+    if cpl != 0:
+        hflags |= S.MODE_UNPRIVILEGED
     if cpl == 3:
         hflags |= S.MODE_USER
     if cr0 & S.CR0_TS:

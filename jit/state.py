@@ -84,7 +84,7 @@ IMAGE = _l.bytes(1024, align=64)  # an FXSAVE or XSAVE image in the making
 # A far transfer in the making (cpu/gate.py, cpu/task.py): where it leads, and the frame or TSS image on its way
 NEW_CS, NEW_SS = _l.u64(4), _l.u64(4)  # records as in SEGMENTS
 NEW_RIP, NEW_RSP = _l.u64(), _l.u64()
-FRAME = _l.bytes(128, align=64)
+FRAME = _l.bytes(192, align=64)
 
 # An exception being raised (cpu/exception.py), and events as struct kvm_vcpu_events has them
 EXC_VECTOR, EXC_ERROR, EXC_HAS_ERROR, EXC_PAYLOAD = (_l.u64() for _ in range(4))

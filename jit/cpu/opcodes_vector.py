@@ -2,13 +2,23 @@
 
 All of them need CR4.OSFXSR set, CR0.EM and CR0.TS clear; a 16-byte memory operand must be aligned, except with the
 attribute `un`. `dq` names the handler by operand size: ...d, ...q. What an opcode without a row here does is not
-implemented: floating-point arithmetic, MMX.
+implemented: MMX.
 """
 
 
 def _run(first: int, names: str, form: str = "Vx Wx") -> str:
     """Consecutive opcodes with the prefix 66; `-` leaves one out."""
     rows = (f"66.{first + i:02X} {name} {form} : bare" for i, name in enumerate(names.split()) if name != "-")
+    return "\n".join(rows) + "\n"
+
+
+def _float(opcode: int, name: str, types: str = "ps pd ss sd", immediate: str = "") -> str:
+    """One opcode for several types, by prefix."""
+    forms = {"ps": ("NP", "x"), "pd": ("66", "x"), "ss": ("F3", "d"), "sd": ("F2", "q")}
+    rows = []
+    for suffix in types.split():
+        prefix, size = forms[suffix]
+        rows.append(f"{prefix}.{opcode:02X} {name}{suffix} V{size} W{size} {immediate}: bare")
     return "\n".join(rows) + "\n"
 
 
@@ -48,6 +58,16 @@ NP.29 movaps Wx Vx : mv w
 66.29 movapd Wx Vx : mv w
 NP.2Bm movntps Wx Vx : mv w
 66.2Bm movntpd Wx Vx : mv w
+F3.2A cvtsi2ss Vy Ey : dq
+F2.2A cvtsi2sd Vy Ey : dq
+F3.2C cvttss2si Gy Wd : dq w
+F2.2C cvttsd2si Gy Wq : dq w
+F3.2D cvtss2si Gy Wd : dq w
+F2.2D cvtsd2si Gy Wq : dq w
+NP.2E ucomiss Vd Wd : bare r
+66.2E ucomisd Vq Wq : bare r
+NP.2F comiss Vd Wd : bare r
+66.2F comisd Vq Wq : bare r
 NP.50r movmskps Gd Wx : bare w
 66.50r movmskpd Gd Wx : bare w
 NP.54 pand Vx Wx : bare
@@ -58,6 +78,13 @@ NP.56 por Vx Wx : bare
 66.56 por Vx Wx : bare
 NP.57 pxor Vx Wx : bare
 66.57 pxor Vx Wx : bare
+NP.5A cvtps2pd Vx Wq : bare w
+66.5A cvtpd2ps Vx Wx : bare w
+F3.5A cvtss2sd Vq Wd : bare
+F2.5A cvtsd2ss Vd Wq : bare
+NP.5B cvtdq2ps Vx Wx : bare w
+66.5B cvtps2dq Vx Wx : bare w
+F3.5B cvttps2dq Vx Wx : bare w
 66.6E movd_xr Vy Ey : w
 66.6F movdqa Vx Wx : mv w
 F3.6F movdqu Vx Wx : mv un w
@@ -86,9 +113,25 @@ NP.C6 shufps Vx Wx Ib : bare
 66.D6m mov Wq Vq : w
 66.D6r movd_xr Wq Vq : w
 66.D7r pmovmskb Gd Wx : bare w
+F3.E6 cvtdq2pd Vx Wq : bare w
+F2.E6 cvtpd2dq Vx Wx : bare w
+66.E6 cvttpd2dq Vx Wx : bare w
 66.E7m movntdq Wx Vx : mv w
 F2.F0m lddqu Vx Wx : mv un w
 """
+    + _float(0x51, "sqrt")
+    + _float(0x52, "rsqrt", "ps ss")
+    + _float(0x53, "rcp", "ps ss")
+    + _float(0x58, "add")
+    + _float(0x59, "mul")
+    + _float(0x5C, "sub")
+    + _float(0x5D, "min")
+    + _float(0x5E, "div")
+    + _float(0x5F, "max")
+    + _float(0xC2, "cmp", immediate="Ib ")
+    + "66.7C haddpd Vx Wx : bare\nF2.7C haddps Vx Wx : bare\n"
+    + "66.7D hsubpd Vx Wx : bare\nF2.7D hsubps Vx Wx : bare\n"
+    + "66.D0 addsubpd Vx Wx : bare\nF2.D0 addsubps Vx Wx : bare\n"
     + _run(0x60, "punpcklbw punpcklwd punpckldq packsswb pcmpgtb pcmpgtw pcmpgtd packuswb")
     + _run(0x68, "punpckhbw punpckhwd punpckhdq packssdw punpcklqdq punpckhqdq")
     + _run(0x74, "pcmpeqb pcmpeqw pcmpeqd")
@@ -118,12 +161,19 @@ MAP_38 = (
 66.34 pmovzxwq Vx Wd : bare w
 66.35 pmovzxdq Vx Wq : bare w
 """
+    + _run(0x41, "phminposuw")
     + _run(0x1C, "pabsb pabsw pabsd")
     + _run(0x28, "pmuldq pcmpeqq - packusdw")
     + _run(0x37, "pcmpgtq pminsb pminsd pminuw pminud pmaxsb pmaxsd pmaxuw pmaxud pmulld")
 )
 
-MAP_3A = _run(0x0C, "blendps blendpd pblendw palignr", "Vx Wx Ib") + """
+MAP_3A = (
+    _run(0x0C, "blendps blendpd pblendw palignr", "Vx Wx Ib")
+    + """
+66.08 roundps Vx Wx Ib : bare w
+66.09 roundpd Vx Wx Ib : bare w
+66.0A roundss Vd Wd Ib : bare
+66.0B roundsd Vq Wq Ib : bare
 66.14r pextrb Ed Vx Ib : bare w
 66.14m pextrb Eb Vx Ib : bare w
 66.15r pextrw Ed Vx Ib : bare w
@@ -135,4 +185,8 @@ MAP_3A = _run(0x0C, "blendps blendpd pblendw palignr", "Vx Wx Ib") + """
 66.21r insertps Vx Wd Ib : bare
 66.21m insertps_mem Vx Wd Ib : bare
 66.22 pinsr Vy Ey Ib : dq
+66.40 dpps Vx Wx Ib : bare
+66.41 dppd Vx Wx Ib : bare
+66.42 mpsadbw Vx Wx Ib : bare
 """
+)

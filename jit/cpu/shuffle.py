@@ -1,4 +1,4 @@
-"""Shuffles and byte shifts by an immediate, and PSHUFB: handlers by name, for the group in sse_move.py.
+"""Shuffles and byte shifts by an immediate, PSHUFB, and searches: handlers by name, for the group in sse_move.py.
 
 dst may be src: all is read before anything is written.
 """
@@ -99,3 +99,35 @@ def _byte_window(name):
 
 for _name in ("palignr", "pslldq", "psrldq"):
     SHUFFLES[_name] = _byte_window(_name)
+
+
+@shuffle
+def mpsadbw(s, r):
+    """Eight sums of absolute differences: 4 bytes of src against the windows of dst from byte 0 or 4 on."""
+    imm, row = load8(r + IMM), s + S.T2
+    memcpy(row, dst(r), 16)
+    block, first = src(r) + 4 * (imm & 3), row + (imm & 4)
+    low = high = 0
+    for i in range(4):
+        p, q = 0, 0
+        for j in range(4):
+            p += abs(load8(first + i + j) - load8(block + j))
+            q += abs(load8(first + 4 + i + j) - load8(block + j))
+        low |= p << 16 * i
+        high |= q << 16 * i
+    store64(dst(r), low)
+    store64(dst(r) + 8, high)
+    return done(r)
+
+
+@shuffle
+def phminposuw(s, r):
+    """The least word of src, and its place."""
+    a, least, place = src(r), 0x10000, 0
+    for i in range(8):
+        word = load16(a + 2 * i)
+        if word < least:
+            least, place = word, i
+    store64(dst(r), least | place << 16)
+    store64(dst(r) + 8, 0)
+    return done(r)

@@ -1,5 +1,106 @@
-"""SSE floating-point arithmetic and comparison."""
+"""SSE to SSE4.1 floating-point arithmetic and comparison: dst = f(dst, src) on XMM slots, by the SDM's names."""
 
+from .. import state as S
 from ..build import Group
+from ..raw import load8, load32, memcpy, memset
+from .flags import set_arithmetic
+from .floating import all_masked, begin, by_immediate, finish, floating
+from .operand import done, dst, src
+from .record import IMM
 
 group = Group("sse_float", __name__)
+
+ALL, PACKED, SINGLE = ("ps", "pd", "ss", "sd"), ("ps", "pd"), ("ps", "ss")
+ELEMENTS = {"ps": (32, 4), "pd": (64, 2), "ss": (32, 1), "sd": (64, 1)}  # bits, how many
+NONE = (32, 0)
+
+# Instruction -> its types. The results of the first may be tiny; those of the others are operands, masks, or cannot be.
+ARITHMETIC = {"add": ALL, "mul": ALL, "sub": ALL, "div": ALL, "addsub": PACKED, "hadd": PACKED, "hsub": PACKED}
+OTHER = {"sqrt": ALL, "min": ALL, "max": ALL, "rcp": SINGLE, "rsqrt": SINGLE}
+IMMEDIATE = {"cmp": ALL, "round": ALL}
+COMPARE = ("comiss", "comisd", "ucomiss", "ucomisd")
+
+
+def _two_operands(operation, elements):
+    bits, count = elements
+
+    def handler(s, r):
+        d = dst(r)
+        operation(s + S.T2, d, src(r), begin(s))
+        if finish(s, r, s + S.T2, bits, count) == 0:
+            return 0
+        memcpy(d, s + S.T2, 16)
+        return done(r)
+
+    return handler
+
+
+def _with_immediate(operation):
+    def handler(s, r):
+        d = dst(r)
+        operation(s + S.T2, d, src(r), begin(s), load8(r + IMM))
+        if finish(s, r, s + S.T2, 32, 0) == 0:
+            return 0
+        memcpy(d, s + S.T2, 16)
+        return done(r)
+
+    return handler
+
+
+def _dot_product(operation, multiply, add, elements):
+    """With exceptions unmasked, products and sums are made one after the other: each may raise its own."""
+    bits, count = elements
+    size, sums = bits // 8, count // 2
+
+    def handler(s, r):
+        d, imm, a, b, result = dst(r), load8(r + IMM), s + S.T2 + 16, s + S.T2 + 32, s + S.T2
+        if not all_masked(s):
+            memcpy(a, d, 16)
+            memcpy(b, src(r), 16)
+            for i in range(count):
+                if imm >> 4 + i & 1 == 0:
+                    memset(a + size * i, 0, size)
+                    memset(b + size * i, 0, size)
+            multiply(result, a, b, begin(s))
+            if finish(s, r, result, bits, count) == 0:
+                return 0
+            for _ in range(sums):
+                add(result, result, result, begin(s))
+                if finish(s, r, result, bits, count) == 0:
+                    return 0
+        operation(result, d, src(r), begin(s), imm)
+        if all_masked(s):
+            finish(s, r, result, bits, count)
+        memcpy(d, result, 16)
+        return done(r)
+
+    return handler
+
+
+def _compare(operation):
+    """ZF, PF and CF by the order of the operands; the other flags are cleared."""
+
+    def handler(s, r):
+        operation(s + S.T2, dst(r), src(r), begin(s))
+        if finish(s, r, s + S.T2, 32, 0) == 0:
+            return 0
+        set_arithmetic(s, load32(s + S.T2) & (S.ZF | S.PF | S.CF))
+        return done(r)
+
+    return handler
+
+
+_operations = {}
+for _tiny, _table in ((True, ARITHMETIC), (False, OTHER)):
+    for _name, _type in ((f"{stem}{suffix}", suffix) for stem, types in _table.items() for suffix in types):
+        _operations[_name] = floating(f"host_{_name}", f"{_name} %xmm1, %xmm0")
+        group.add(_two_operands(_operations[_name], ELEMENTS[_type] if _tiny else NONE), _name)
+for _name in (f"{stem}{suffix}" for stem, types in IMMEDIATE.items() for suffix in types):
+    group.add(_with_immediate(by_immediate(f"host_{_name}", f"{_name} i, %xmm1, %xmm0")), _name)
+for _type in PACKED:
+    _operation = by_immediate(f"host_dp{_type}", f"dp{_type} i, %xmm1, %xmm0")
+    _steps = _operations[f"mul{_type}"], _operations[f"hadd{_type}"]
+    group.add(_dot_product(_operation, *_steps, ELEMENTS[_type]), f"dp{_type}")
+for _name in COMPARE:
+    _flags = ("lahf", "movzbl %ah, %eax", "movl %eax, ($0)")  # no other instruction between writes flags
+    group.add(_compare(floating(f"host_{_name}", f"{_name} %xmm1, %xmm0", result=_flags)), _name)

@@ -6,10 +6,11 @@ Two-operand forms dst = f(dst, src), named as the SDM names them:
     pcmpeq pcmpgt {b,w,d,q}  pmin pmax {sb,sw,sd,ub,uw,ud}  pabs psign {b,w,d} (pabs: of src)
     pand pandn por pxor (ANDPS, ANDPD ... are the same)  phadd phsub {w,d}  phaddsw phsubsw
     punpckl punpckh {bw,wd,dq,qdq} (UNPCKxPS is dq, UNPCKxPD qdq)  packsswb packssdw packuswb packusdw  pshufb
+    phminposuw (of src)
     psll psrl {w,d,q}  psra{w,d}: src is the address of a 64-bit count, the immediate's too
     pmovsx pmovzx {bw,bd,bq,wd,wq,dq}: dst = low lanes of src
 
-With an immediate in IMM: pshufd pshuflw pshufhw shufps shufpd palignr pblendw blendps blendpd insertps
+With an immediate in IMM: pshufd pshuflw pshufhw shufps shufpd palignr pblendw blendps blendpd insertps mpsadbw
     pinsr{b,w,d,q}   dst is a vector, src a general register or slot
     pextr{b,w,d,q}   dst is a general register (32 bits written, 64 for q) or slot, src a vector
     pslldq psrldq    dst shifted by IMM bytes

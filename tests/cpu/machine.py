@@ -24,7 +24,7 @@ REGISTERS |= {f"xmm{n}": S.VEC + 64 * n for n in range(16)}
 
 @functools.cache
 def _group_of(handler: str) -> build.Group:
-    for name in ("alu", "shift", "muldiv", "move", "bits", "branch", "sse_move", "string"):
+    for name in ("alu", "shift", "muldiv", "move", "bits", "branch", "sse_move", "string", "sse_float", "sse_convert"):
         group = importlib.import_module(build.GROUP_MODULES[name]).group
         if handler in group.members:
             return group
@@ -67,6 +67,7 @@ class Machines:
         self.word(S.BLOCK_RIP)[:] = RIP
         self.byte(R.NEXT)[:] = LENGTH
         self.word(S.RFLAGS)[:] = 2
+        self.word(S.CR4)[:] = S.CR4_OSFXSR | S.CR4_OSXMMEXCPT
         self.word(S.HFLAGS)[:] = S.MODE_CODE64 | S.MODE_LONG | S.MODE_PROTECTED | S.MODE_PAGING | S.MODE_FLAT
 
     def word(self, field: int) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Single instructions executed by the host CPU: the reference that handlers are compared with.
 
-A thunk in an executable page walks an array of contexts: it loads vector registers, flags and general registers, runs
-the instruction bytes, and stores everything back. A signal handler, machine code as well, turns a fault of the
-instruction into a word of the context, so that #DE, #UD and #GP are results like any other and Python never sees the
-signal. RSP is neither loaded nor stored.
+A thunk in an executable page walks an array of contexts: it loads vector registers, MXCSR, flags and general registers,
+runs the instruction bytes, and stores everything back (the second word of `mxcsr` keeps the host's meanwhile). A signal
+handler, machine code as well, turns a fault of the instruction into a word of the context, so that #DE, #UD and #GP are
+results like any other and Python never sees the signal. RSP is neither loaded nor stored.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ from contextlib import contextmanager
 import numpy as np
 
 CONTEXT = np.dtype(
-    [("gpr", "<u8", 16), ("flags", "<u8"), ("signal", "<u8"), ("vector", "<u8", (16, 2))],
+    [("gpr", "<u8", 16), ("flags", "<u8"), ("signal", "<u8"), ("vector", "<u8", (16, 2)), ("mxcsr", "<u4", 2)],
 )
-FLAGS, SIGNAL, VECTOR = (CONTEXT.fields[name][1] for name in ("flags", "signal", "vector"))  # type: ignore[index]
+FLAGS, SIGNAL, VECTOR, MXCSR = (
+    CONTEXT.fields[name][1]  # type: ignore[index]
+    for name in ("flags", "signal", "vector", "mxcsr")
+)
+LDMXCSR, STMXCSR = 2, 3
 RSP, RDI = 4, 7
 RESERVED_FLAG = 2
 SA_SIGINFO, SA_NODEFER = 4, 0x40000000
@@ -43,6 +47,8 @@ def _thunk(instruction: bytes) -> tuple[bytes, int]:
     step = b"\x57"  # push rdi
     for n in range(16):
         step += _modrm(b"\x0f\x10", n, RDI, VECTOR + 16 * n, wide=False)  # movups xmm, [rdi + ...]
+    step += _modrm(b"\x0f\xae", STMXCSR, RDI, MXCSR + 4, wide=False)
+    step += _modrm(b"\x0f\xae", LDMXCSR, RDI, MXCSR, wide=False)
     step += b"\xff\xb7" + FLAGS.to_bytes(4, "little") + b"\x9d"  # push [rdi + flags]; popfq
     for n in others:
         step += _modrm(b"\x8b", n, RDI, 8 * n)
@@ -57,6 +63,8 @@ def _thunk(instruction: bytes) -> tuple[bytes, int]:
     step += b"\xeb\x01"  # over the next instruction
     recover = len(entry) + len(step)
     step += b"\x5f"  # pop rdi: a fault comes back here
+    step += _modrm(b"\x0f\xae", STMXCSR, RDI, MXCSR, wide=False)
+    step += _modrm(b"\x0f\xae", LDMXCSR, RDI, MXCSR + 4, wide=False)
     step += b"\xfc\x48\x81\xc7" + CONTEXT.itemsize.to_bytes(4, "little")  # cld; add rdi, size
     step += b"\x48\xff\x0c\x24"  # dec qword [rsp]
     back = -(len(step) + 6)

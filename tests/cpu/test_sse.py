@@ -31,7 +31,7 @@ MAP_38 = """
 0B pmulhrsw 10 pblendvb 14 blendvps 15 blendvpd 17 ptest 1C pabsb 1D pabsw 1E pabsd 20 pmovsxbw 21 pmovsxbd
 22 pmovsxbq 23 pmovsxwd 24 pmovsxwq 25 pmovsxdq 28 pmuldq 29 pcmpeqq 2B packusdw 30 pmovzxbw 31 pmovzxbd
 32 pmovzxbq 33 pmovzxwd 34 pmovzxwq 35 pmovzxdq 37 pcmpgtq 38 pminsb 39 pminsd 3A pminuw 3B pminud 3C pmaxsb
-3D pmaxsd 3E pmaxuw 3F pmaxud 40 pmulld
+3D pmaxsd 3E pmaxuw 3F pmaxud 40 pmulld 41 phminposuw
 """
 IMMEDIATE = {
     "66 0F 70": "pshufd",
@@ -44,6 +44,7 @@ IMMEDIATE = {
     "66 0F 3A 0E": "pblendw",
     "66 0F 3A 0F": "palignr",
     "66 0F 3A 21": "insertps",
+    "66 0F 3A 42": "mpsadbw",
 }
 IMMEDIATES = (0, 1, 0x1B, 0x6C, 0x93, 0xE4, 0xFF, 8, 15, 16, 17, 31, 32, 33)
 INSERTS = {"pinsrb": "66 0F 3A 20", "pinsrw": "66 0F C4", "pinsrd": "66 0F 3A 22"}

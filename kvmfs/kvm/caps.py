@@ -26,6 +26,7 @@ from kvmfs.abi.vm import KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM, EnableCap
 from kvmfs.kvm import fpu
 from kvmfs.kvm.attributes import supported_attributes
 from kvmfs.kvm.caller import Caller
+from kvmfs.kvm.clock import CLOCK_FLAGS
 from kvmfs.kvm.cpuid import supported_cpuid
 from kvmfs.kvm.dispatch import Table, fail
 from kvmfs.kvm.words import Vm as Words
@@ -57,6 +58,7 @@ YES: Final = (
     Cap.VCPU_ATTRIBUTES, Cap.IMMEDIATE_EXIT, Cap.GET_MSR_FEATURES, Cap.MSR_PLATFORM_INFO, Cap.EXCEPTION_PAYLOAD,
     Cap.SREGS2, Cap.EXIT_ON_EMULATION_FAILURE, Cap.SYS_ATTRIBUTES, Cap.VM_TSC_CONTROL, Cap.X86_TRIPLE_FAULT_EVENT,
     Cap.USER_MEMORY2, Cap.MEMORY_FAULT_INFO, Cap.PRE_FAULT_MEMORY, Cap.ENFORCE_PV_FEATURE_CPUID,
+    Cap.KVMCLOCK_CTRL,
 )  # fmt: skip
 
 _CPUS: Final = min(os.cpu_count() or 1, KVM_MAX_VCPUS)
@@ -67,6 +69,7 @@ VALUES: Final[dict[Cap, Callable[[], int]]] = {
     Cap.MAX_VCPU_ID: lambda: KVM_MAX_VCPU_IDS,
     Cap.NR_MEMSLOTS: lambda: KVM_USER_MEM_SLOTS,
     Cap.MCE: lambda: KVM_MAX_MCE_BANKS,
+    Cap.ADJUST_CLOCK: lambda: CLOCK_FLAGS,
     Cap.XCRS: lambda: int(supported_cpuid().has(Leaf1Ecx.XSAVE)),
     Cap.XSAVE2: fpu.uabi_size,
     Cap.SYNC_REGS: lambda: KVM_SYNC_X86_VALID_FIELDS,

@@ -49,6 +49,7 @@ class Compiled:
             ("prefault", 2),
             ("translate_debug", 2),
             ("read_phys", 4),
+            ("write_phys", 4),
         ):
             setattr(self, name, build.function(name, arity))
         self.rdtsc = build.function("host_tsc", 0)
@@ -60,6 +61,7 @@ class Compiled:
     prefault: Callable[[int, int], int]
     translate_debug: Callable[[int, int], int]
     read_phys: Callable[[int, int, int, int], int]
+    write_phys: Callable[[int, int, int, int], int]
 
     def address(self, name: str) -> int:
         return int(ctypes.c_int64.from_address(self._table + 8 * self._slots[name]).value)

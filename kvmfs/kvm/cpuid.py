@@ -29,6 +29,13 @@ MAX_BASIC = 0xD
 MAX_EXTENDED = 0x80000008
 CLFLUSH_UNITS = 8  # of 8 bytes
 
+PV_FEATURES = (
+    1 << para.KVM_FEATURE_CLOCKSOURCE
+    | 1 << para.KVM_FEATURE_NOP_IO_DELAY
+    | 1 << para.KVM_FEATURE_CLOCKSOURCE2
+    | 1 << para.KVM_FEATURE_CLOCKSOURCE_STABLE_BIT
+)
+
 
 def _entry(function: int, index: int = 0, eax: int = 0, ebx: int = 0, ecx: int = 0, edx: int = 0) -> CpuidEntry2:
     flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX if function in INDEXED else 0
@@ -66,7 +73,7 @@ class SupportedCpuid:
             yield self._extended(function)
         ebx, ecx, edx = _text(para.KVM_SIGNATURE)
         yield _entry(para.KVM_CPUID_SIGNATURE, 0, para.KVM_CPUID_FEATURES, ebx, ecx, edx)
-        yield _entry(para.KVM_CPUID_FEATURES, eax=1 << para.KVM_FEATURE_NOP_IO_DELAY)
+        yield _entry(para.KVM_CPUID_FEATURES, eax=PV_FEATURES)
 
     def _basic(self, function: int) -> Iterator[CpuidEntry2]:
         features = self._features(function)

@@ -78,6 +78,7 @@ SPINS: Final = 64
 RUN_PAGE, PHASE, RESULT, WANTED = Cpu.RUN, Cpu.PHASE, Cpu.RESULT, Cpu.WANTED
 HAS_RUN, LAPIC, MP_STATE, COMPLETION = Cpu.HAS_RUN, Cpu.LAPIC, Cpu.MP_STATE, Cpu.COMPLETION
 APIC_EVENTS, TRIPLE_FAULT, MMIO_DONE, EVENT_LOG = Cpu.APIC_EVENTS, Cpu.TRIPLE_FAULT, Cpu.MMIO_DONE, Cpu.EVENT_LOG
+CLOCK_DUE = Cpu.CLOCK_DUE
 IRQCHIP, VCPUS, VCPU_COUNT = Vm.IRQCHIP, Vm.VCPUS, Vm.VCPU_COUNT
 
 # struct kvm_run
@@ -301,6 +302,9 @@ def go(s):
     run = load64(s + RUN_PAGE)
     if load64(s + MP_STATE) != RUNNABLE:
         return AGAIN if block(s) else leave(s, EXIT_INTR, -EINTR)
+    if load64(s + CLOCK_DUE) != 0:
+        store64(s + RESULT, service(s, W.NEEDS_CLOCK))
+        return LEAVE
     if load64(s + TRIPLE_FAULT) != 0:
         store64(s + TRIPLE_FAULT, 0)
         return leave(s, EXIT_SHUTDOWN, 0)

@@ -8,7 +8,7 @@ from ctypes import sizeof
 from enum import IntFlag
 from typing import TYPE_CHECKING, Final
 
-from kvmfs.abi import ioctls
+from kvmfs.abi import ioctls, para
 from kvmfs.abi import msr_bits as B
 from kvmfs.abi.cpuid import FEATURE_REGISTERS, Cpuid, Cpuid2, CpuidEntry, CpuidEntry2
 from kvmfs.abi.cpuid_basic import Leaf1Ecx, Leaf1Edx, Leaf7Ebx, Leaf7Ecx, LeafD_1Eax
@@ -66,6 +66,17 @@ class GuestCpuid:
             return False
         vendor = b"".join(word.to_bytes(4, "little") for word in (entry.ebx, entry.edx, entry.ecx))
         return vendor in (b"AuthenticAMD", b"AMDisbetter!", b"HygonGenuine")
+
+    @property
+    def pv_features(self) -> int:
+        """KVM_FEATURE_* bits that the guest is told of; KVM's leaves may lie behind another hypervisor's."""
+        words = [int.from_bytes(para.KVM_SIGNATURE[at : at + 4], "little") for at in (0, 4, 8)]
+        for base in range(para.KVM_CPUID_SIGNATURE, para.KVM_CPUID_SIGNATURE + 0x10000, 0x100):
+            entry = self.find(base)
+            if entry is not None and [entry.ebx, entry.ecx, entry.edx] == words:
+                features = self.find(base + 1)
+                return int(features.eax) if features else 0
+        return 0
 
     @property
     def max_physical_bits(self) -> int:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Final
 from kvmfs.abi import ioctls
 from kvmfs.abi import msr_bits as B
 from kvmfs.abi import msr_index as M
+from kvmfs.abi import para as P
 from kvmfs.abi.cpuid_basic import Leaf7Ecx
 from kvmfs.abi.cpuid_extended import Leaf80000001Edx
 from kvmfs.abi.ioctls import Fd
 from kvmfs.abi.limits import MAX_IO_MSRS
 from kvmfs.abi.msrs import MsrEntry, MsrList, Msrs
-from kvmfs.kvm import mce, mtrr
+from kvmfs.kvm import clock, mce, mtrr
 from kvmfs.kvm.caller import Caller
 from kvmfs.kvm.cpuid import supported_cpuid
 from kvmfs.kvm.dispatch import Table, fail, read_array, read_struct
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
     from kvmfs.kvm.vcpu import Vcpu
 
 table: Table[Vcpu] = Table(Fd.VCPU, mce.table)
-RULES: Final = (mce, mtrr)  # imported for the rules that they register
+RULES: Final = (clock, mce, mtrr)  # imported for the rules that they register
 
 _SAVED: Final = (
     M.MSR_IA32_SYSENTER_CS, M.MSR_IA32_SYSENTER_ESP, M.MSR_IA32_SYSENTER_EIP, M.MSR_STAR, M.MSR_CSTAR,
     M.MSR_KERNEL_GS_BASE, M.MSR_SYSCALL_MASK, M.MSR_LSTAR, M.MSR_IA32_TSC, M.MSR_IA32_CR_PAT,
 )  # fmt: skip
 _EMULATED: Final = (
+    P.MSR_KVM_SYSTEM_TIME, P.MSR_KVM_WALL_CLOCK, P.MSR_KVM_SYSTEM_TIME_NEW, P.MSR_KVM_WALL_CLOCK_NEW,
     M.MSR_IA32_TSC_ADJUST, M.MSR_IA32_ARCH_CAPABILITIES, M.MSR_IA32_PERF_CAPABILITIES, M.MSR_IA32_MISC_ENABLE,
     M.MSR_IA32_MCG_STATUS, M.MSR_IA32_MCG_CTL, M.MSR_SMI_COUNT, M.MSR_PLATFORM_INFO, M.MSR_MISC_FEATURES_ENABLES,
     M.MSR_IA32_POWER_CTL, M.MSR_IA32_UCODE_REV, M.MSR_K7_HWCR,

@@ -42,5 +42,8 @@ class Native(Protocol):
     def read_phys(self, cpu: int, gpa: int, size: int, buffer: int) -> int:
         """Copy guest memory: 0 or -errno."""
 
+    def write_phys(self, cpu: int, gpa: int, size: int, buffer: int) -> int:
+        """Copy to guest memory, dirty-logged: 0 or -errno."""
+
     def rdtsc(self) -> int:
         """The host's time stamp counter."""

@@ -147,6 +147,10 @@ def _event_log(vcpu: Vcpu) -> None:
     vcpu.state[Cpu.PHASE] = W.PHASE_LOGGED
 
 
+def _clock(vcpu: Vcpu) -> None:
+    vcpu.clock.write()
+
+
 SERVICES: Final = {
     W.NEEDS_SYNC_IN: _sync_in,
     W.NEEDS_SYNC_OUT: _sync_out,
@@ -155,4 +159,5 @@ SERVICES: Final = {
     W.NEEDS_HYPERCALL: _hypercall,
     W.NEEDS_EVENT_LOG: _event_log,
     W.NEEDS_APIC_EVENTS: events.accept_apic_events,
+    W.NEEDS_CLOCK: _clock,
 }

@@ -19,16 +19,22 @@ _MASK: Final = (1 << 64) - 1
 _CALIBRATION_NS: Final = 20_000_000
 
 
+def sample(rdtsc: Callable[[], int], clock: int = time.CLOCK_MONOTONIC_RAW) -> tuple[int, int]:
+    """The host's TSC and a clock's nanoseconds at the same time: of a few tries, the one that took least."""
+
+    def attempt() -> tuple[int, int, int]:
+        before, tsc, after = time.clock_gettime_ns(clock), rdtsc(), time.clock_gettime_ns(clock)
+        return after - before, tsc, (before + after) // 2
+
+    return min(attempt() for _ in range(5))[1:]
+
+
 def measure_khz(rdtsc: Callable[[], int]) -> int:
     """The host's TSC frequency, by CLOCK_MONOTONIC_RAW: takes 20 ms, and is a few parts in a million off."""
 
-    def sample() -> tuple[int, int]:
-        best = min((lambda a, t, b: (b - a, (a + b) // 2, t))(_now(), rdtsc(), _now()) for _ in range(5))
-        return best[1], best[2]
-
-    start_ns, start_tsc = sample()
+    start_tsc, start_ns = sample(rdtsc)
     time.sleep(_CALIBRATION_NS / 1e9)
-    end_ns, end_tsc = sample()
+    end_tsc, end_ns = sample(rdtsc)
     return (end_tsc - start_tsc) * 1_000_000 // (end_ns - start_ns)
 
 
@@ -53,6 +59,7 @@ class GuestTsc:
     def __init__(self, state: Block, rdtsc: Callable[[], int], generation: TscGeneration, host_khz: int) -> None:
         self._state, self._rdtsc, self._generation, self._host_khz = state, rdtsc, generation, host_khz
         self.khz = host_khz
+        self.changed: Callable[[], None] = lambda: None  # called when ratio or offset are others
         state[S.TSC_RATIO] = RATIO_ONE
 
     def _scaled(self) -> int:
@@ -65,6 +72,7 @@ class GuestTsc:
         """KVM_SET_TSC_KHZ: the counter's rate changes, and with it its value."""
         self.khz = khz
         self._state[S.TSC_RATIO] = RATIO_ONE if khz == self._host_khz else khz * RATIO_ONE // self._host_khz
+        self.changed()
 
     @property
     def offset(self) -> int:
@@ -73,6 +81,7 @@ class GuestTsc:
     @offset.setter
     def offset(self, value: int) -> None:
         self._state[S.TSC_OFFSET] = value
+        self.changed()
 
     def set(self, value: int) -> int:
         """The guest writes its TSC: how much was added."""
@@ -82,6 +91,7 @@ class GuestTsc:
 
     def adjust(self, added: int) -> None:
         self._state[S.TSC_OFFSET] = (self._state[S.TSC_OFFSET] + added) & _MASK
+        self.changed()
 
     def synchronize(self, value: int | None) -> None:
         """The client writes the TSC; None: a vCPU is born."""
@@ -96,3 +106,4 @@ class GuestTsc:
         last.khz, last.written, last.at_ns, last.offset = self.khz, wanted, now_ns, offset
         last.by_client = last.by_client or value is not None
         self._state[S.TSC_OFFSET] = offset
+        self.changed()

@@ -32,6 +32,7 @@ from kvmfs.abi.vm import (
 from kvmfs.irqchip.lapic_state import Lapic
 from kvmfs.jit import state as S
 from kvmfs.kvm import (
+    clock,
     events,
     fpu,
     guest_cpuid,
@@ -45,6 +46,7 @@ from kvmfs.kvm import (
 )
 from kvmfs.kvm.block import Block
 from kvmfs.kvm.caller import Caller
+from kvmfs.kvm.clock import VcpuClock
 from kvmfs.kvm.cpu_state import RFLAGS_FIXED, CpuState
 from kvmfs.kvm.cpuid import supported_cpuid
 from kvmfs.kvm.dispatch import Table, fail
@@ -98,6 +100,8 @@ class Vcpu:
         self.lapic = Lapic(vcpu_id) if vm.chips else None
         self.tsc = GuestTsc(self.state, native.rdtsc, vm.tsc_generation, native.host_khz)
         self.tsc.set_khz(vm.tsc_khz)
+        self.clock = VcpuClock(self)
+        self.pv_enforced = False
         self._create()
         native.prepare(self.context, vm.block.address)
         self.reset()
@@ -187,6 +191,10 @@ class Vcpu:
     def is_legal_gpa(self, gpa: int) -> bool:
         return not gpa >> self.cpuid.max_physical_bits
 
+    def pv_has(self, feature: int) -> bool:
+        """guest_pv_has: whether the guest may use a paravirtual feature (KVM_FEATURE_*)."""
+        return not self.pv_enforced or bool(self.cpuid.pv_features >> feature & 1)
+
     def is_valid_cr4(self, cr4: int) -> bool:
         return not cr4 & self.state[S.CR4_RESERVED]
 
@@ -249,6 +257,16 @@ class Vcpu:
         self.vm.native.read_phys(self.context, gpa, 32, ctypes.addressof(buffer))
         return list(buffer)
 
+    def read_guest(self, gpa: int, into: ctypes.Structure | ctypes.c_uint32) -> bool:
+        """Fill a struct from guest memory, with the vCPU at rest or in its own thread: whether there is memory."""
+        size = ctypes.sizeof(into)
+        return not self.vm.native.read_phys(self.context, gpa, size, ctypes.addressof(into))
+
+    def write_guest(self, gpa: int, data: ctypes.Structure | ctypes.c_uint32) -> bool:
+        """The other way; what is written is dirty."""
+        size = ctypes.sizeof(data)
+        return not self.vm.native.write_phys(self.context, gpa, size, ctypes.addressof(data))
+
     # CPUID -----
 
     def set_cpuid(self, cpuid: GuestCpuid) -> None:
@@ -310,9 +328,10 @@ class Vcpu:
 
 @own.ioctl(ioctls.KVM_ENABLE_CAP)
 def enable_cap(vcpu: Vcpu, caller: Caller, arg: EnableCap) -> None:
-    """KVM_CAP_ENFORCE_PV_FEATURE_CPUID hides paravirtual features that the guest's CPUID does not name: all are."""
+    """KVM_CAP_ENFORCE_PV_FEATURE_CPUID hides paravirtual features that the guest's CPUID does not name."""
     if arg.flags or arg.cap != Cap.ENFORCE_PV_FEATURE_CPUID:
         fail(errno.EINVAL)
+    vcpu.pv_enforced = bool(arg.args[0])
 
 
 TABLE: Final[Table[Vcpu]] = Table(
@@ -325,6 +344,7 @@ TABLE: Final[Table[Vcpu]] = Table(
     guest_cpuid.table,
     lapic_ioctls.table,
     tsc_ioctls.table,
+    clock.vcpu_table,
     translate.table,
     prefault.table,
 )

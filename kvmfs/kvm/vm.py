@@ -15,10 +15,11 @@ from kvmfs.abi.vm import KVM_X86_SW_PROTECTED_VM, CreateDevice
 from kvmfs.irqchip import ioctls as irqchip_ioctls
 from kvmfs.irqchip.ioctls import Chips
 from kvmfs.jit.mmu import layout as mmu
-from kvmfs.kvm import attributes, caps, dirty, guest_memfd, slots
+from kvmfs.kvm import attributes, caps, clock, dirty, guest_memfd, slots
 from kvmfs.kvm.block import Block
 from kvmfs.kvm.caller import Caller
 from kvmfs.kvm.client_maps import ClientMaps
+from kvmfs.kvm.clock import Clock
 from kvmfs.kvm.dispatch import Table, fail
 from kvmfs.kvm.eventlog import EventLog
 from kvmfs.kvm.native import Native
@@ -77,6 +78,7 @@ class Vm:
         self.identity_map_address = 0
         self.tsc_generation = TscGeneration()
         self.tsc_khz = native.host_khz
+        self.clock = Clock(self)
 
     def has_quirk(self, quirk: int) -> bool:
         """kvm_check_has_quirk."""
@@ -91,6 +93,8 @@ class Vm:
         self._vcpu_table[8 * vcpu.index] = vcpu.context
         self.vcpus[vcpu.id] = vcpu
         self.block[Words.VCPU_COUNT] = len(self.vcpus)
+        vcpu.tsc.changed = self.clock.renew
+        self.clock.renew()
 
     # The node -----
 
@@ -207,4 +211,5 @@ TABLE: Final[Table[Vm]] = Table(
     guest_memfd.table,
     caps.table,
     irqchip_ioctls.table,
+    clock.table,
 )

@@ -35,6 +35,7 @@ class Cpu:
     GUEST_DEBUG = _at + _l.u64()  # KVM_GUESTDBG_*
     MMIO_DONE = _at + _l.u64()  # fragments of the MMIO write queue that have been reported
     EVENT_LOG = _at + _l.u64()  # 1: memory faults are to be logged
+    CLOCK_DUE = _at + _l.u64()  # the guest's kvmclock page is to be written
     assert _l.size <= 512
 
 
@@ -70,6 +71,7 @@ NEEDS_WRMSR: Final = 4  # EXIT_ARGS: index, value
 NEEDS_HYPERCALL: Final = 5
 NEEDS_EVENT_LOG: Final = 6  # a memory fault is about to be reported
 NEEDS_APIC_EVENTS: Final = 7
+NEEDS_CLOCK: Final = 8
 
 # COMPLETION
 COMPLETE_NONE: Final = 0

@@ -46,6 +46,8 @@ PROGRAMS = [
     Program("x86_64/platform_info_test"),
     Program("x86_64/set_boot_cpu_id"),
     Program("x86_64/max_vcpuid_cap_test"),
+    Program("x86_64/kvm_clock_test"),
+    Program("system_counter_offset_test"),
 ]
 
 

@@ -142,6 +142,9 @@ class FakeNative:
     def read_phys(self, cpu: int, gpa: int, size: int, buffer: int) -> int:
         return -errno.EFAULT
 
+    def write_phys(self, cpu: int, gpa: int, size: int, buffer: int) -> int:
+        return -errno.EFAULT
+
     def rdtsc(self) -> int:
         self.ticks += 1000
         return self.ticks

@@ -58,6 +58,16 @@ PDPTE = _l.u64(4)  # PAE paging walks these registers, loaded with CR3 (mmu/walk
 DR = _l.u64(4)
 DR6, DR7 = _l.u64(), _l.u64()
 
+# What the processor compares with (breakpoint.py): DR and DR7, or the embedder's while it debugs the guest
+BREAK_ADDRESS = _l.u64(4)
+BREAK_CONTROL = _l.u64()
+BREAK_CODE, BREAK_DATA = _l.u64(), _l.u64()  # derived: 1 while a breakpoint on code, on data is armed
+BREAK_HITS = _l.u64()  # DR6 bits of the breakpoints that the instruction being executed has met
+STEP_TRAP = _l.u64()  # TF was set when it began, and it has not called a handler
+HELD_DEBUG = _l.u64()  # DR6 bits that wait for the end of a MOV SS shadow
+DEBUGGER = _l.u64()  # DEBUG_* below: what the embedder wants of a guest that it debugs; see SINGLE_STEP too
+DEBUG_DUE = _l.u64()  # DR6 bits of an EXIT_DEBUG to come before the next instruction
+
 # MSRs that guest execution itself reads or writes; the rest is the embedder's business (exits RDMSR, WRMSR)
 EFER, STAR, LSTAR, CSTAR, SFMASK, KERNEL_GS_BASE = (_l.u64() for _ in range(6))
 SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP = (_l.u64() for _ in range(3))
@@ -72,6 +82,8 @@ CPUID_ENTRIES = _l.u64()  # address of records {u32 function, index, flags, eax,
 CPUID_COUNT = _l.u64()
 MSR_EXITS = _l.u64()  # 1: every RDMSR and WRMSR is the embedder's business (an MSR filter is set)
 CR4_RESERVED, EFER_RESERVED, XCR0_SUPPORTED = (_l.u64() for _ in range(3))
+IS_AMD = _l.u64()  # 1: the guest's CPUID says AMD or Hygon, where processors differ by vendor
+PERSONALITY = _l.u64()  # PERSONALITY_* below
 
 # FPU and vector state (XSAVE components 0..2 and room for AVX-512)
 FCW, FSW, FTW, FOP, FIP, FDP, FCS, FDS = (_l.u64() for _ in range(8))  # FTW abridged: bit set = register valid
@@ -88,6 +100,7 @@ FRAME = _l.bytes(192, align=64)
 
 # An exception being raised (cpu/exception.py), and events as struct kvm_vcpu_events has them
 EXC_VECTOR, EXC_ERROR, EXC_HAS_ERROR, EXC_PAYLOAD = (_l.u64() for _ in range(4))
+EXC_PAYLOAD_USE = _l.u64()  # whether EXC_PAYLOAD is for CR2 or DR6: PAYLOAD_* below; for the embedder to say
 EXC_PENDING = _l.u64()  # 1: EXC_* is to be delivered before the next instruction
 EXC_INJECTED = _l.u64()  # 1: EXC_* was being delivered when the run ended
 INTR_INJECTED, INTR_VECTOR, INTR_SOFT, INTR_SHADOW = (_l.u64() for _ in range(4))  # shadow: 1 STI, 2 MOV SS
@@ -163,6 +176,7 @@ REQ_TLB_FLUSH = 1  # drop all translations, then acknowledge by clearing the bit
 REQ_STOP = 2  # leave run() with EXIT_INTERRUPTED at the next instruction boundary
 REQ_EVENT = 4  # an event (interrupt, NMI, ...) may be deliverable
 REQ_KICK = 8  # leave run() with EXIT_KICKED at the next instruction boundary: the embedder has something to do
+REQ_DEBUG = 16  # BREAK_HITS is to be looked at before the next instruction (set by the vCPU's own thread)
 
 # EXIT: why run() returned, and EXIT_ARGS.
 EXIT_NONE = 0
@@ -183,6 +197,21 @@ EXIT_HYPERCALL = 14  # VMCALL/VMMCALL; registers tell
 EXIT_CR8 = 15  # args: new value
 EXIT_KICKED = 16  # REQ_KICK
 
+# DEBUGGER bits.
+DEBUG_HARDWARE = 1  # BREAK_ADDRESS and BREAK_CONTROL are the embedder's, and so is every #DB
+DEBUG_SOFTWARE = 2  # INT3 is an EXIT_DEBUG
+DEBUG_BLOCK_IRQS = 4  # no external interrupt is delivered
+
+# EXC_PAYLOAD_USE
+PAYLOAD_BY_VECTOR = 0  # #PF and #DB have one: what the processor raised itself
+PAYLOAD_APPLIES = 1
+PAYLOAD_DONE = 2  # CR2 or DR6 has it already, or there is none
+
+# PERSONALITY bits: the hypercall instruction that the embedder knows, and what the others do.
+PERSONALITY_VMMCALL = 1  # VMMCALL (AMD), else VMCALL (Intel)
+PERSONALITY_PATCHES = 2  # the other one is overwritten with it; else #UD
+PERSONALITY_MWAIT = 4  # MONITOR and MWAIT do nothing even if CPUID does not have them; else #UD
+
 # HFLAGS bits: what decoding and translation depend on.
 MODE_CODE64 = 1
 MODE_CODE32 = 2  # CS.D
@@ -198,6 +227,8 @@ MODE_TS = 1024  # CR0.TS: vector instructions raise #NM
 MODE_NO_SSE = 2048  # CR0.EM or not CR4.OSFXSR: they raise #UD
 MODE_NO_AVX = 4096  # not CR4.OSXSAVE, or XCR0 without SSE or AVX: VEX-encoded ones raise #UD
 MODE_UNPRIVILEGED = 8192  # CPL is not 0
+MODE_BREAK = 16384  # a breakpoint on code is armed: blocks of its page are stepped through
+MODE_SLOW = MODE_STEP | MODE_BREAK
 
 # PIO_STATE and MMIO_STATE.
 IO_NONE = 0
@@ -216,6 +247,10 @@ CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_UMIP, CR4_LA57, CR4_VMXE, CR4_SMXE = (1 << i for
 CR4_FSGSBASE, CR4_PCIDE, CR4_OSXSAVE = (1 << i for i in (16, 17, 18))
 CR4_SMEP, CR4_SMAP, CR4_PKE = (1 << i for i in (20, 21, 22))
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NX, EFER_SVME, EFER_FFXSR = (1 << i for i in (0, 8, 10, 11, 12, 14))
+
+DR6_BD, DR6_BS, DR6_BT, DR6_RTM = 1 << 13, 1 << 14, 1 << 15, 1 << 16
+DR6_TRAPS, DR6_FIXED_1, DR6_ACTIVE_LOW = 0xF, 0xFFFE0FF0, 0xFFFF0FF0
+DR7_GD = 1 << 13
 
 # Exception vectors (SDM vol. 3, table 6-1)
 DE, DB, NMI, BP, OF_TRAP, BR, UD, NM, DF_FAULT, _, TS, NP, SS_FAULT, GP, PF_FAULT, _, MF, AC_FAULT, MC, XM = range(20)

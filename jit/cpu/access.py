@@ -69,6 +69,14 @@ def effective(s, r, size, write):
 
 
 @compiled
+def linear_rip(s, rip):
+    """Linear address of an instruction pointer."""
+    if load64(s + S.HFLAGS) & S.MODE_CODE64 != 0:
+        return rip
+    return zext32(load64(s + S.CS + S.BASE) + rip)
+
+
+@compiled
 def noncanonical(s, la, size):
     """Whether a 64-bit access touches an address that is not canonical (48 or 57 bits)."""
     if load64(s + S.HFLAGS) & S.MODE_CODE64 == 0:

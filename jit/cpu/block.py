@@ -13,22 +13,14 @@ from ..build import compiled
 from ..mmu import layout as M
 from ..mmu.group import TRANSLATE
 from ..mmu.resolve import remote_copy
-from ..raw import call3, load8, load16, load32, load64, memcpy, memset, store64, zext32
+from ..raw import call3, load8, load16, load32, load64, memcpy, memset, store64
 from . import record as R
-from .access import noncanonical, probe
+from .access import linear_rip, noncanonical, probe
 from .decode import decode_one
 from .emit import END_BLOCK, ENDS, OK, PRIVILEGED, SHORT, TOO_LONG, emit_trap, new_record
 
 TABLE_ENTRIES = 4096
 MAX_BLOCK = R.HEADER + R.RECORD * 4 * (R.MAX_INSTRUCTIONS + 2)
-
-
-@compiled
-def linear_rip(s, rip):
-    """Linear address of an instruction pointer."""
-    if load64(s + S.HFLAGS) & S.MODE_CODE64 != 0:
-        return rip
-    return zext32(load64(s + S.CS + S.BASE) + rip)
 
 
 @compiled

@@ -5,6 +5,7 @@ from ..build import Group, compiled
 from ..mmu.group import LOAD_PDPTES, TLB_FLUSH, TLB_FLUSH_PAGE
 from ..raw import call2, load8, load64, lshr, shl, store64, zext32
 from .access import effective, noncanonical, offset, read_mem, segmented, truncate, write_mem
+from .debug import arm_breakpoints, general_detect
 from .operand import done, dst, fault, leave_next, rip_here, src
 from .record import ASIZE, AUX, OSIZE, SEG_PTR
 from .segment import put_selector, umip_forbids
@@ -169,9 +170,8 @@ def debug_register(s, r):
     if number > 7 or ((number == 4 or number == 5) and load64(s + S.CR4) & S.CR4_DE):
         fault(s, r, S.UD, 0, 0)
         return -1
-    if load64(s + S.DR7) >> 13 & 1:  # general detect
-        store64(s + S.EXC_PAYLOAD, 1 << 13)
-        fault(s, r, S.DB, 0, 0)
+    store64(s + S.RIP, rip_here(s, r))
+    if general_detect(s):
         return -1
     return number + 2 if number == 4 or number == 5 else number
 
@@ -183,13 +183,15 @@ def mov_to_dr(s, r):
         return 0
     if number < 4:
         store64(s + S.DR + 8 * number, value)
+        arm_breakpoints(s)
         return leave_next(s, r)
     if lshr(value, 32) != 0:
         return fault(s, r, S.GP, 0, 1)
     if number == 6:
         store64(s + S.DR6, value & 0xE00F | 0xFFFF0FF0)
     else:
-        store64(s + S.DR7, value & 0xFFFF2FFF | 0x400)
+        store64(s + S.DR7, value & 0xFFFF2BFF | 0x400)
+        arm_breakpoints(s)
     return leave_next(s, r)
 
 

@@ -6,6 +6,7 @@
 from .. import state as S
 from ..build import Group, compiled
 from ..raw import load64, lshr, memset, shl, store64
+from .debug import apply_payload, begin_handler
 from .flags import rflags
 from .supervisor import derive_mode, load_hidden, nullify, raise_at, read_descriptor, read_system, write_system
 
@@ -123,6 +124,7 @@ def deliver(s, vector, error, kind):
         store64(s + S.EXIT, S.EXIT_UNIMPLEMENTED)
         store64(s + S.LEAVE, S.LEAVE_EXIT)
         return FAILED
+    store64(s + S.STEP_TRAP, 0)  # a handler begins without the trap of the instruction that called it
     return deliver64(s, vector, 0 if error == -1 else error, error != -1, kind)
 
 
@@ -135,20 +137,24 @@ def deliver_exception(s):
         error = load64(s + S.EXC_ERROR) if load64(s + S.EXC_HAS_ERROR) else -1
         store64(s + S.EXC_PENDING, 0)
         store64(s + S.LEAVE, S.LEAVE_NEXT)
-        if vector == S.PF_FAULT:
-            store64(s + S.CR2, load64(s + S.EXC_PAYLOAD))
-        elif vector == S.DB:
-            store64(s + S.DR6, load64(s + S.DR6) | load64(s + S.EXC_PAYLOAD))
-            store64(s + S.DR7, load64(s + S.DR7) & ~(1 << 13))
-        software = vector == S.BP or vector == S.OF_TRAP
+        if load64(s + S.EXC_PAYLOAD_USE) != S.PAYLOAD_DONE:
+            apply_payload(s, vector)
+        store64(s + S.EXC_PAYLOAD_USE, S.PAYLOAD_BY_VECTOR)
+        if vector == S.DB:
+            begin_handler(s)
+        rip, software = load64(s + S.RIP), vector == S.BP or vector == S.OF_TRAP
+        if software:  # the embedder's: INT3 and INTO deliver theirs themselves
+            store64(s + S.RIP, rip + 1)
         if deliver(s, vector, error, SOFTWARE if software else EXCEPTION) == DELIVERED:
             return DELIVERED
+        store64(s + S.RIP, rip)
         leave = load64(s + S.LEAVE)
         if leave != S.LEAVE_EXCEPTION:
             # An exit or a retry while delivering: the event stays to be delivered.
             store64(s + S.EXC_VECTOR, vector)
             store64(s + S.EXC_ERROR, 0 if error == -1 else error)
             store64(s + S.EXC_HAS_ERROR, error != -1)
+            store64(s + S.EXC_PAYLOAD_USE, S.PAYLOAD_DONE)
             store64(s + S.EXC_PENDING, 1)
             return FAILED
         if vector == S.DF_FAULT:

@@ -8,7 +8,7 @@ NAMES = (
     "FPU", "DE", "PSE", "TSC", "MSR", "PAE", "CX8", "SEP", "PGE", "CMOV", "PSE36", "CLFLUSH", "FXSR", "XMM", "XMM2",
     "XMM3", "CX16", "PCID", "POPCNT", "MOVBE", "XSAVE",
     "SYSCALL", "NX", "LM", "GBPAGES", "RDTSCP", "LAHF_LM",
-    "FSGSBASE", "SMEP", "SMAP", "UMIP", "INVPCID", "ERMS", "FSRM", "LA57", "PKU", "RDPID",
+    "FSGSBASE", "SMEP", "SMAP", "UMIP", "INVPCID", "ERMS", "FSRM", "LA57", "PKU", "RDPID", "MWAIT",
 )  # fmt: skip
 
 BIT = {name: bit for bit, name in enumerate(NAMES)}

@@ -4,7 +4,8 @@ from .. import state as S
 from ..build import Group, compiled
 from ..raw import call4, load8, load64, lshr, store64, zext32
 from .access import noncanonical, pop_value, push_value
-from .exception import EXCEPTION, SOFTWARE
+from .debug import is_debuggers, leave_debug, trap
+from .exception import SOFTWARE
 from .exception import group as exception_group
 from .flags import rflags, set_arithmetic
 from .operand import fault, leave_next, leave_to, rip_here, rip_next
@@ -29,6 +30,10 @@ def interrupt(s, r, vector, kind):
 
 @group.add
 def int3(s, r):
+    """Or a breakpoint of the embedder's debugger."""
+    if load64(s + S.DEBUGGER) & S.DEBUG_SOFTWARE:
+        store64(s + S.RIP, rip_here(s, r))
+        return leave_debug(s, S.BP, 0)
     return interrupt(s, r, S.BP, SOFTWARE)
 
 
@@ -39,8 +44,13 @@ def int_n(s, r):
 
 @group.add
 def int1(s, r):
-    """ICEBP: a #DB trap that no gate privilege stops."""
-    return interrupt(s, r, S.DB, EXCEPTION)
+    """ICEBP: a #DB trap that no gate privilege stops, and that DR6 says nothing about."""
+    if is_debuggers(s):
+        store64(s + S.RIP, rip_here(s, r))
+        return leave_debug(s, S.DB, 0)
+    store64(s + S.STEP_TRAP, 0)
+    leave_next(s, r)
+    return trap(s, 0)
 
 
 @group.add
@@ -132,6 +142,7 @@ def syscall(s, r):
     flags &= ~(load64(s + S.SFMASK) | S.RF)
     store64(s + S.RFLAGS, flags & ~S.ARITHMETIC | 2)
     set_arithmetic(s, flags)
+    store64(s + S.STEP_TRAP, load64(s + S.STEP_TRAP) & flags)  # SFMASK's TF counts (em_syscall)
     derive_mode(s)
     return leave_to(s, load64(s + S.LSTAR) if long_code else load64(s + S.CSTAR))
 

@@ -6,16 +6,19 @@ again with the data there. OUTS hands over one element an exit with its register
 """
 
 from .. import state as S
+from ..breakpoint import note, watch_port
 from ..build import Group, compiled
 from ..mmu.group import READ_SLOW, WRITE_SLOW
 from ..raw import load8, load16, load32, load64, store8, store16, store64, ult, zext32
 from .access import call_slow, segmented, truncate
+from .debug import group as debug_group
 from .operand import fault, leave_next, rip_here, rip_next, src
 from .record import ASIZE, FLAGS, NEXT, OFFSET, OSIZE, RECORD_REP, RECORD_REPNE, SEG_PTR
-from .supervisor import read_system
+from .supervisor import call_member, read_system
 
 group = Group("io", __name__)
 
+RETIRE_PIO = debug_group.slot("retire_pio")
 INS_BUFFER = 1024  # bytes that KVM's emulator reads ahead
 
 
@@ -137,8 +140,7 @@ def complete_pio(s):
             store16(s + S.RAX, load16(s + S.PIO_DATA))
         else:
             store64(s + S.RAX, load32(s + S.PIO_DATA))
-    store64(s + S.RIP, load64(s + S.RIP) + load64(s + S.INSN_LENGTH))
-    return 0
+    return call_member(s, RETIRE_PIO)
 
 
 # INS and OUTS
@@ -217,6 +219,7 @@ def string_in(s, r, size):
             advance(s, r, s + S.RDI, size, 1)
         store64(s + S.PIO_STATE, S.IO_NONE)
         finish(s, r)
+        note(s, watch_port(s, port, size))
         return 0
     if refuse(s, r, port, size):
         return 0
@@ -238,6 +241,7 @@ def string_out(s, r, size):
         return 0
     advance(s, r, s + S.RSI, size, 1)
     finish(s, r)
+    note(s, watch_port(s, port, size))
     return leave_pio(s, r, port, size, 1, 0)
 
 

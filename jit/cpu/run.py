@@ -5,27 +5,35 @@ from ..build import Group, compiled
 from ..mmu.tlb import acknowledge_flush, enter_guest, leave_guest
 from ..raw import atomic_and, call2, call4, load64, store64
 from . import record as R
+from .access import linear_rip
 from .block import empty_cache, find_block
+from .debug import after_instruction, breakpoint_here, breakpoint_near, leave_if_due, trap
 from .exception import DELIVERED, EXTERNAL
 from .exception import group as exception_group
-from .supervisor import call_member, derive_mode, raise_at
+from .supervisor import call_member, derive_mode
 
 group = Group("run", __name__)
 
 DELIVER, DELIVER_EXCEPTION = exception_group.slot("deliver"), exception_group.slot("deliver_exception")
 
 
-
 @compiled
 def interruptible(s):
     """Whether an external interrupt may be delivered now."""
-    return 1 if load64(s + S.RFLAGS) & S.IF and load64(s + S.INTR_SHADOW) == 0 else 0
+    blocked = load64(s + S.INTR_SHADOW) | load64(s + S.DEBUGGER) & S.DEBUG_BLOCK_IRQS
+    return 1 if load64(s + S.RFLAGS) & S.IF and blocked == 0 else 0
 
 
 @compiled
 def deliver_event(s, vector, kind):
-    """Deliver an interrupt or NMI: 1 when done; 0 when an exit, a retry or an exception comes first."""
-    return call_deliver(s, vector, -1, kind) == DELIVERED
+    """Deliver an interrupt or NMI: 1 when it is gone, maybe to an exception that this raised; 0 to try again."""
+    return 1 if call_deliver(s, vector, -1, kind) == DELIVERED or load64(s + S.LEAVE) == S.LEAVE_EXCEPTION else 0
+
+
+@compiled
+def goes_on(s):
+    """Whether nothing has to be looked at first."""
+    return 1 if load64(s + S.LEAVE) == S.LEAVE_NEXT else 0
 
 
 @compiled
@@ -35,37 +43,44 @@ def call_deliver(s, vector, error, kind):
 
 @compiled
 def inject(s):
-    """Deliver what the embedder injected (KVM_SET_VCPU_EVENTS, KVM_INTERRUPT, NMI): 0 when LEAVE must be looked at."""
+    """Deliver what the embedder injected (KVM_SET_VCPU_EVENTS, KVM_INTERRUPT, NMI): 1 while it is still to be done."""
+    if load64(s + S.REQUEST) & S.REQ_TLB_FLUSH:
+        acknowledge_flush(s)
     if load64(s + S.EXC_INJECTED) != 0:
         store64(s + S.EXC_INJECTED, 0)
+        store64(s + S.EXC_PAYLOAD_USE, S.PAYLOAD_DONE)
         store64(s + S.EXC_PENDING, 1)
     elif load64(s + S.NMI_INJECTED) != 0:
         if not deliver_event(s, S.NMI, EXTERNAL):
-            return 0
+            return 1
         store64(s + S.NMI_INJECTED, 0)
         store64(s + S.NMI_MASKED, 1)
     elif load64(s + S.INTR_INJECTED) != 0:
         if not deliver_event(s, load64(s + S.INTR_VECTOR), 2 if load64(s + S.INTR_SOFT) else EXTERNAL):
-            return 0
+            return 1
         store64(s + S.INTR_INJECTED, 0)
         store64(s + S.IRQS_TAKEN, load64(s + S.IRQS_TAKEN) + 1)
-    return 1
+    return 0
 
 
 @compiled
 def take_events(s):
     """NMIs, interrupts and the interrupt window between instructions: 0 when LEAVE must be looked at."""
-    if load64(s + S.NMI_PENDING) != 0 and load64(s + S.NMI_MASKED) == 0 and load64(s + S.INTR_SHADOW) & 2 == 0:
+    if load64(s + S.NMI_PENDING) != 0 and load64(s + S.NMI_MASKED) == 0 and load64(s + S.INTR_SHADOW) == 0:
         if not deliver_event(s, S.NMI, EXTERNAL):
             return 0
         store64(s + S.NMI_PENDING, load64(s + S.NMI_PENDING) - 1)
         store64(s + S.NMI_MASKED, 1)
+        if not goes_on(s):
+            return 0
     if interruptible(s):
         if load64(s + S.INTR_REQUEST) != 0:
             if not deliver_event(s, load64(s + S.INTR_REQUEST) - 1, EXTERNAL):
                 return 0
             store64(s + S.INTR_REQUEST, 0)
             store64(s + S.IRQS_TAKEN, load64(s + S.IRQS_TAKEN) + 1)
+            if not goes_on(s):
+                return 0
         elif load64(s + S.IRQ_WINDOW) != 0:
             return leave_exit(s, S.EXIT_IRQ_WINDOW)
     waiting = load64(s + S.INTR_REQUEST) | load64(s + S.IRQ_WINDOW) | load64(s + S.NMI_PENDING)
@@ -94,9 +109,22 @@ def serve_requests(s):
     if requests & S.REQ_KICK:
         atomic_and(s + S.REQUEST, ~S.REQ_KICK)
         return leave_exit(s, S.EXIT_KICKED)
-    if requests & S.REQ_EVENT:
+    if requests & S.REQ_DEBUG and take_hits(s) == 0:
+        return 0
+    if requests & S.REQ_EVENT and load64(s + S.EXC_PENDING) == 0:
         return take_events(s)
     return 1
+
+
+@compiled
+def take_hits(s):
+    """Breakpoints that were met outside step(): 0 when LEAVE must be looked at."""
+    atomic_and(s + S.REQUEST, ~S.REQ_DEBUG)
+    hits = load64(s + S.BREAK_HITS)
+    store64(s + S.BREAK_HITS, 0)
+    if hits != 0 and load64(s + S.EXC_PENDING) == 0:  # an instruction that faults traps when it is done
+        trap(s, hits)
+    return 0 if leave_if_due(s) else 1
 
 
 @compiled
@@ -120,21 +148,32 @@ def execute(s, b):
 
 
 @compiled
-def after_step(s, shadow, trap):
-    """After a single instruction: an interrupt shadow ends, TF set before it traps, a debugger gets control."""
+def has_retired(s):
+    """Whether the instruction that has just been executed is done, as far as the processor is concerned."""
+    leave, reason = load64(s + S.LEAVE), load64(s + S.EXIT)
+    if leave != S.LEAVE_EXIT:
+        return leave == S.LEAVE_NEXT
+    handed_over = reason == S.EXIT_PIO and load64(s + S.PIO_STATE) == S.IO_NONE  # OUTS
+    return reason == S.EXIT_HLT or reason == S.EXIT_CR8 or handed_over
+
+
+@compiled
+def after_step(s, shadow, resume, rip):
+    """After a single instruction: a shadow and RF end, TF set before it traps, a debugger gets control."""
     leave = load64(s + S.LEAVE)
     if leave == S.LEAVE_NEXT or leave == S.LEAVE_EXCEPTION:
         store64(s + S.MMIO_READS, 0)
         if shadow != 0 and load64(s + S.INTR_SHADOW) == shadow and load64(s + S.SHADOW_SET) == 0:
             store64(s + S.INTR_SHADOW, 0)
-    if leave == S.LEAVE_NEXT:
-        if load64(s + S.SINGLE_STEP) != 0:
-            store64(s + S.EXIT_ARGS, S.DB)
-            store64(s + S.EXIT_ARGS + 8, 1 << 14)
-            leave_exit(s, S.EXIT_DEBUG)
-        elif trap != 0 and load64(s + S.EXC_PENDING) == 0:
-            store64(s + S.EXC_PAYLOAD, 1 << 14)  # DR6.BS
-            raise_at(s, S.DB, 0, 0)
+    if has_retired(s) == 0:
+        store64(s + S.BREAK_HITS, 0)
+        store64(s + S.RFLAGS, load64(s + S.RFLAGS) | resume)
+    else:
+        if load64(s + S.RIP) == rip:  # a repeated string instruction goes on
+            store64(s + S.RFLAGS, load64(s + S.RFLAGS) | resume)
+        after_instruction(s, S.DR6_BS if load64(s + S.STEP_TRAP) or load64(s + S.SINGLE_STEP) else 0)
+        if leave == S.LEAVE_NEXT and load64(s + S.MMIO_WRITES) == 0:
+            leave_if_due(s)
     derive_mode(s)
 
 
@@ -142,13 +181,38 @@ def after_step(s, shadow, trap):
 def step(s):
     """One instruction that must be alone (after MMIO answered, in an interrupt shadow, single-stepping): LEAVE."""
     store64(s + S.HFLAGS, load64(s + S.HFLAGS) | S.MODE_STEP)
-    shadow, trap = load64(s + S.INTR_SHADOW), load64(s + S.RFLAGS) & S.TF
+    shadow, flags, rip = load64(s + S.INTR_SHADOW), load64(s + S.RFLAGS), load64(s + S.RIP)
     store64(s + S.SHADOW_SET, 0)
+    store64(s + S.BREAK_HITS, 0)
+    store64(s + S.STEP_TRAP, flags & S.TF)
+    store64(s + S.RFLAGS, flags & ~S.RF)
     b = find_block(s)
     if b != 0:
         execute(s, b)
-    after_step(s, shadow, trap)
+    after_step(s, shadow, flags & S.RF, rip)
     return load64(s + S.LEAVE)
+
+
+@compiled
+def execute_block(s):
+    """A block at full speed."""
+    b = find_block(s)
+    if b != 0:
+        execute(s, b)
+
+
+@compiled
+def execute_slowly(s):
+    """An instruction alone, unless the only reason to be slow is a breakpoint on another page."""
+    if load64(s + S.HFLAGS) & S.MODE_BREAK and load64(s + S.MMIO_READS) == 0:
+        la = linear_rip(s, load64(s + S.RIP))
+        near = breakpoint_near(s, la)
+        if near and breakpoint_here(s, la):
+            return
+        if near == 0 and load64(s + S.HFLAGS) & S.MODE_STEP == 0:
+            execute_block(s)
+            return
+    step(s)
 
 
 @group.add
@@ -157,16 +221,17 @@ def run(s):
     store64(s + S.LEAVE, S.LEAVE_NEXT)
     store64(s + S.EXIT, S.EXIT_NONE)
     enter_guest(s)
-    going = inject(s)
+    injecting, going = 1, 0 if leave_if_due(s) else 1
     while True:
+        if injecting != 0 and going != 0:
+            injecting = inject(s)
+            going = goes_on(s)
         if going != 0 and before_block(s) != 0:
             store64(s + S.MMIO_USED, 0)
-            if load64(s + S.HFLAGS) & S.MODE_STEP or load64(s + S.MMIO_READS) != 0:
-                step(s)
+            if load64(s + S.HFLAGS) & S.MODE_SLOW or load64(s + S.MMIO_READS) != 0:
+                execute_slowly(s)
             else:
-                b = find_block(s)
-                if b != 0:
-                    execute(s, b)
+                execute_block(s)
         going = 1
         leave = load64(s + S.LEAVE)
         if leave == S.LEAVE_EXIT:

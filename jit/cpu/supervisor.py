@@ -59,8 +59,10 @@ def derive_mode(s):
         hflags |= S.MODE_NO_SSE
     if load64(s + S.CR4) & S.CR4_OSXSAVE == 0 or load64(s + S.XCR0) & 6 != 6:
         hflags |= S.MODE_NO_AVX
-    if rflags & S.TF or load64(s + S.SINGLE_STEP) or load64(s + S.INTR_SHADOW):
+    if rflags & (S.TF | S.RF) or load64(s + S.SINGLE_STEP) or load64(s + S.INTR_SHADOW):
         hflags |= S.MODE_STEP
+    if load64(s + S.BREAK_CODE):
+        hflags |= S.MODE_BREAK
     store64(s + S.HFLAGS, hflags)
     store64(s + S.CPL, cpl)
     return call_member(s, SELECT_TLB)

@@ -5,7 +5,7 @@ from ..build import Group, compiled
 from ..mmu.group import TLB_FLUSH
 from ..raw import call2, fence, load8, load32, load64, lshr, rdtsc, shl, store64, syscall, umulh, zext32
 from . import features
-from .access import noncanonical
+from .access import linear_rip, noncanonical, write_mem
 from .flags import set_arithmetic
 from .operand import PUT, done, dst, fault, leave_next, rip_here
 from .record import AUX, NEXT, OFFSET, OSIZE
@@ -164,17 +164,39 @@ def has(s, offset, mask):
     return load64(s + S.FEATURES + offset) & mask != 0
 
 
+MWAIT_WORD, MWAIT_BIT = features.word("MWAIT"), features.mask("MWAIT")
 SMAP_WORD, SMAP_BIT = features.word("SMAP"), features.mask("SMAP")
 RDTSCP_WORD, RDTSCP_BIT = features.word("RDTSCP"), features.mask("RDTSCP")
 RDPID_WORD, RDPID_BIT = features.word("RDPID"), features.mask("RDPID")
 PKU_WORD, PKU_BIT = features.word("PKU"), features.mask("PKU")
 
 
+VMCALL, VMMCALL = 0xC1010F, 0xD9010F
+
+
+@compiled
+def hypercall(s, r, kind):
+    """VMCALL or VMMCALL. The one that is not the embedder's is overwritten and executed again, or undefined."""
+    personality = load64(s + S.PERSONALITY)
+    native = personality & S.PERSONALITY_VMMCALL
+    if kind == native:
+        return leave_for(s, r, S.EXIT_HYPERCALL, 0, 0)
+    if load64(s + S.CPL) != 0:  # as in KVM's emulator
+        return fault(s, r, S.GP, 0, 1)
+    if personality & S.PERSONALITY_PATCHES == 0:
+        return fault(s, r, S.UD, 0, 0)
+    store64(s + S.RIP, rip_here(s, r))
+    store64(s + S.T0, VMMCALL if native else VMCALL)
+    la = linear_rip(s, load64(s + S.RIP) + load8(r + NEXT) - load8(r + OFFSET) - 3)
+    write_mem(s, r, la, 3, s + S.T0)
+    return 0
+
+
 @group.add
 def vmx_group(s, r):
     """VMCALL; the rest of VMX is not there."""
     if load8(r + AUX) == 1:
-        return leave_for(s, r, S.EXIT_HYPERCALL, 0, 0)
+        return hypercall(s, r, 0)
     return fault(s, r, S.UD, 0, 0)
 
 
@@ -182,16 +204,21 @@ def vmx_group(s, r):
 def svm_group(s, r):
     """VMMCALL; the rest of SVM is not there."""
     if load8(r + AUX) == 1:
-        return leave_for(s, r, S.EXIT_HYPERCALL, 1, 0)
+        return hypercall(s, r, S.PERSONALITY_VMMCALL)
     return fault(s, r, S.UD, 0, 0)
 
 
 @group.add
 def monitor_group(s, r):
-    """MONITOR and MWAIT do nothing, as in KVM under its MWAIT_NEVER_UD_FAULTS quirk; CLAC, STAC."""
+    """MONITOR and MWAIT do nothing, as in KVM, if they are there; CLAC, STAC."""
     number = load8(r + AUX)
     if number <= 1:
-        return leave_next(s, r) if load64(s + S.CPL) == 0 else fault(s, r, S.UD, 0, 0)
+        there = load64(s + S.PERSONALITY) & S.PERSONALITY_MWAIT != 0 or has(s, MWAIT_WORD, MWAIT_BIT)
+        if load64(s + S.CPL) != 0 or not there:
+            return fault(s, r, S.UD, 0, 0)
+        if number == 0 and zext32(load64(s + S.RCX)) != 0:  # extensions
+            return fault(s, r, S.GP, 0, 1)
+        return leave_next(s, r)
     if (number == 2 or number == 3) and has(s, SMAP_WORD, SMAP_BIT) and load64(s + S.CPL) == 0:
         flags = load64(s + S.RFLAGS)
         store64(s + S.RFLAGS, flags | S.AC if number == 3 else flags & ~S.AC)

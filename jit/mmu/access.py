@@ -11,10 +11,12 @@ another instruction MMIO_READS too.
 `size` carries access flags (layout.py: IMPLICIT_SUPERVISOR, STACK) above bit ACCESS_SHIFT; it is at most 4096.
 """
 
+from ..breakpoint import watch
 from ..build import compiled
 from ..raw import load64, lshr, store64
 from ..state import (
     BOUNCE,
+    BREAK_DATA,
     EXIT,
     EXIT_MMIO_READ,
     EXIT_UNIMPLEMENTED,
@@ -74,6 +76,8 @@ def _locate_piece(s, la, access, piece):
 @member
 def locate(s, la, size, access):
     """Translate all of [la, la + size): the size of the first piece, or 0 to leave."""
+    if load64(s + BREAK_DATA) and not watch(s, la, size, access):
+        return 0
     first = 4096 - (la & 4095)
     if size <= first:
         return size if _locate_piece(s, la, access, 0) else 0

@@ -6,10 +6,12 @@ walk looked at, so these must flush: CR0.PG and WP, CR3 (keep_global), CR4, EFER
 RFLAGS.AC and CR4.SMAP. There is no PCID tag: a CR3 write drops what is not global, which the SDM allows.
 """
 
+from ..breakpoint import WRITES, met_on_page
 from ..build import compiled
 from ..raw import atomic_and, atomic_xchg, ctz, load64, shl, store64
 from ..state import (
     AC,
+    BREAK_DATA,
     CPL,
     CR4,
     CR4_SMAP,
@@ -142,7 +144,12 @@ def tlb_flush_page(s, la):
 
 @compiled
 def fill(s, la, access, host, page):
-    """Enter the translation of `la` to `host` for an access that walk() granted with `page`."""
+    """Enter the translation of `la` to `host` for an access that walk() granted with `page`.
+
+    Not of a page that data breakpoints watch.
+    """
+    if load64(s + BREAK_DATA) and met_on_page(s, la, WRITES):
+        return
     tlb = load64(s + TLB_BASE)
     index = tlb_of(s, access) * TLB_ENTRIES + ((la >> 12) & (TLB_ENTRIES - 1))
     entry = tlb + index * TLB_ENTRY

@@ -21,14 +21,23 @@ from kvmfs.abi.limits import (
     KVM_MAX_VCPUS,
     KVM_USER_MEM_SLOTS,
 )
+from kvmfs.abi.msrs import KVM_MSR_EXIT_REASON_VALID_MASK
 from kvmfs.abi.run import KVM_SYNC_X86_VALID_FIELDS
-from kvmfs.abi.vm import KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM, EnableCap
-from kvmfs.kvm import fpu
+from kvmfs.abi.vm import (
+    KVM_X86_DEFAULT_VM,
+    KVM_X86_DISABLE_EXITS_HLT,
+    KVM_X86_DISABLE_EXITS_PAUSE,
+    KVM_X86_DISABLE_VALID_EXITS,
+    KVM_X86_SW_PROTECTED_VM,
+    EnableCap,
+)
+from kvmfs.kvm import fpu, guest_debug
 from kvmfs.kvm.attributes import supported_attributes
 from kvmfs.kvm.caller import Caller
 from kvmfs.kvm.clock import CLOCK_FLAGS
 from kvmfs.kvm.cpuid import supported_cpuid
 from kvmfs.kvm.dispatch import Table, fail
+from kvmfs.kvm.words import Cpu
 from kvmfs.kvm.words import Vm as Words
 
 if TYPE_CHECKING:
@@ -43,6 +52,8 @@ QUIRKS: Final = (
     | vm.KVM_X86_QUIRK_CD_NW_CLEARED
     | vm.KVM_X86_QUIRK_OUT_7E_INC_RIP
     | vm.KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT
+    | vm.KVM_X86_QUIRK_FIX_HYPERCALL_INSN
+    | vm.KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS
     | vm.KVM_X86_QUIRK_SLOT_ZAP_ALL
     | vm.KVM_X86_QUIRK_STUFF_FEATURE_MSRS
     | vm.KVM_X86_QUIRK_IGNORE_GUEST_PAT
@@ -59,7 +70,11 @@ YES: Final = (
     Cap.SREGS2, Cap.EXIT_ON_EMULATION_FAILURE, Cap.SYS_ATTRIBUTES, Cap.VM_TSC_CONTROL, Cap.X86_TRIPLE_FAULT_EVENT,
     Cap.USER_MEMORY2, Cap.MEMORY_FAULT_INFO, Cap.PRE_FAULT_MEMORY, Cap.ENFORCE_PV_FEATURE_CPUID,
     Cap.KVMCLOCK_CTRL,
+    Cap.SET_GUEST_DEBUG, Cap.X86_ROBUST_SINGLESTEP, Cap.X86_USER_SPACE_MSR, Cap.X86_MSR_FILTER,
 )  # fmt: skip
+
+DISABLE_EXITS: Final = KVM_X86_DISABLE_EXITS_PAUSE | KVM_X86_DISABLE_EXITS_HLT
+"""PAUSE never ends a run. MWAIT and C-states would be the host's own, and there is no host processor to give."""
 
 _CPUS: Final = min(os.cpu_count() or 1, KVM_MAX_VCPUS)
 
@@ -76,6 +91,8 @@ VALUES: Final[dict[Cap, Callable[[], int]]] = {
     Cap.EXIT_HYPERCALL: lambda: KVM_EXIT_HYPERCALL_VALID_MASK,
     Cap.DISABLE_QUIRKS2: lambda: QUIRKS,
     Cap.VM_TYPES: lambda: VM_TYPES,
+    Cap.SET_GUEST_DEBUG2: lambda: guest_debug.VALID_MASK,
+    Cap.X86_DISABLE_EXITS: lambda: DISABLE_EXITS,
 }
 
 
@@ -104,6 +121,8 @@ def _check_extension(vm: Vm, caller: Caller, arg: int) -> int:
 def _disable_quirks(vm: Vm, value: int) -> None:
     with vm.lock:
         vm.block[Words.DISABLED_QUIRKS] |= value & QUIRKS
+        for vcpu in vm.vcpus.values():
+            vcpu.apply_quirks()
 
 
 def _disable_quirks2(vm: Vm, value: int) -> None:
@@ -136,6 +155,23 @@ def _exit_on_emulation_failure(vm: Vm, value: int) -> None:
     vm.block[Words.EXIT_ON_EMULATION_ERROR] = value
 
 
+def _user_space_msr(vm: Vm, value: int) -> None:
+    if value & ~KVM_MSR_EXIT_REASON_VALID_MASK:
+        fail(errno.EINVAL)
+    vm.user_space_msrs = value
+
+
+def _disable_exits(vm: Vm, value: int) -> None:
+    """What is valid but not offered is ignored, as in KVM."""
+    if value & ~KVM_X86_DISABLE_VALID_EXITS:
+        fail(errno.EINVAL)
+    if value & KVM_X86_DISABLE_EXITS_HLT:
+        with vm.lock:
+            vm.hlt_in_guest = True
+            for vcpu in vm.vcpus.values():
+                vcpu.state[Cpu.HLT_IN_GUEST] = 1
+
+
 def _max_vcpu_id(vm: Vm, value: int) -> None:
     if value > KVM_MAX_VCPU_IDS:
         fail(errno.EINVAL)
@@ -158,6 +194,8 @@ ENABLE: Final[dict[Cap, Callable[[Vm, int], None]]] = {
     Cap.EXIT_HYPERCALL: _exit_hypercall,
     Cap.EXIT_ON_EMULATION_FAILURE: _exit_on_emulation_failure,
     Cap.MAX_VCPU_ID: _max_vcpu_id,
+    Cap.X86_USER_SPACE_MSR: _user_space_msr,
+    Cap.X86_DISABLE_EXITS: _disable_exits,
 }
 
 

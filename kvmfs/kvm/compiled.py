@@ -44,6 +44,8 @@ class Compiled:
         self._kept: list[Block] = []
         for name, arity in (
             ("derive", 1),
+            ("arm_breakpoints", 1),
+            ("retire", 1),
             ("flush_translations", 1),
             ("request", 2),
             ("prefault", 2),
@@ -56,6 +58,8 @@ class Compiled:
         self.host_khz = measure_khz(self.rdtsc)
 
     derive: Callable[[int], int]
+    arm_breakpoints: Callable[[int], int]
+    retire: Callable[[int], int]
     flush_translations: Callable[[int], int]
     request: Callable[[int, int], int]
     prefault: Callable[[int, int], int]

@@ -24,6 +24,8 @@ from kvmfs.abi.run import (
 from kvmfs.abi.vcpu import KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED
 from kvmfs.jit import state as S
 from kvmfs.jit.build import Group, compiled
+from kvmfs.jit.cpu.debug import group as debug_group
+from kvmfs.jit.cpu.debug import leave_if_due
 from kvmfs.jit.cpu.run import group as run_group
 from kvmfs.jit.mmu.group import TLB_INIT
 from kvmfs.jit.mmu.tlb import acknowledge_flush, enter_guest, leave_guest
@@ -32,6 +34,7 @@ from kvmfs.jit.raw import (
     atomic_or,
     load8,
     load64,
+    lshr,
     memcpy,
     pause,
     rdtsc,
@@ -66,6 +69,7 @@ from kvmfs.kvm.words import Cpu, Vm
 group = Group("enter", __name__)
 
 RUN, STEP, RESET_CODE = (run_group.slot(name) for name in ("run", "step", "reset_code"))
+RETIRE = debug_group.slot("retire")
 
 SERVICE, EINTR, EINVAL, EAGAIN = W.SERVICE, errno.EINTR, errno.EINVAL, errno.EAGAIN
 SYS_FUTEX: Final = 202
@@ -85,6 +89,7 @@ IRQCHIP, VCPUS, VCPU_COUNT = Vm.IRQCHIP, Vm.VCPUS, Vm.VCPU_COUNT
 REQUEST_WINDOW, IMMEDIATE_EXIT = offset_of(Run, "request_interrupt_window"), offset_of(Run, "immediate_exit")
 FLAGS, CR8, APIC_BASE = (offset_of(Run, f) for f in ("flags", "cr8", "apic_base"))
 VALID_REGS, DIRTY_REGS = offset_of(Run, "kvm_valid_regs"), offset_of(Run, "kvm_dirty_regs")
+MSR_ERROR, MSR_DATA = offset_of(Run, "msr.error"), offset_of(Run, "msr.data")
 HYPERCALL_RET = offset_of(Run, "hypercall.ret")
 READY, IF_FLAG = offset_of(Run, "ready_for_interrupt_injection"), offset_of(Run, "if_flag")
 
@@ -112,12 +117,20 @@ def run_one(s):
 
 
 @compiled
-def skip_instruction(s):
-    """kvm_skip_emulated_instruction."""
-    rip = load64(s + S.RIP) + load64(s + S.INSN_LENGTH)
-    store64(s + S.RIP, rip if load64(s + S.HFLAGS) & S.MODE_CODE64 else zext32(rip))
-    store64(s + S.INTR_SHADOW, 0)
-    store64(s + S.RFLAGS, load64(s + S.RFLAGS) & ~S.RF)
+def answer_msr(s, reads):
+    """The client has answered for an MSR: #GP if it said so (complete_fast_msr_access)."""
+    run = load64(s + RUN_PAGE)
+    if load8(run + MSR_ERROR):
+        store64(s + S.EXC_VECTOR, S.GP)
+        store64(s + S.EXC_ERROR, 0)
+        store64(s + S.EXC_HAS_ERROR, 1)
+        store64(s + S.EXC_PENDING, 1)
+        return
+    if reads:
+        value = load64(run + MSR_DATA)
+        store64(s + S.RAX, zext32(value))
+        store64(s + S.RDX, lshr(value, 32))
+    call(s, RETIRE)
 
 
 # Ending -----
@@ -200,8 +213,10 @@ def complete(s):
     elif what == W.COMPLETE_HYPERCALL:
         result = load64(run + HYPERCALL_RET)
         store64(s + S.RAX, result if load64(s + S.HFLAGS) & S.MODE_CODE64 else zext32(result))
-        skip_instruction(s)
-    return AGAIN
+        call(s, RETIRE)
+    elif what == W.COMPLETE_RDMSR or what == W.COMPLETE_WRMSR:
+        answer_msr(s, what == W.COMPLETE_RDMSR)
+    return convert(s, S.EXIT_DEBUG) if leave_if_due(s) else AGAIN
 
 
 @compiled
@@ -222,9 +237,18 @@ def wait(s):
 
 
 @compiled
+def wants_window(s):
+    """dm_request_for_irq_injection."""
+    return 1 if load8(load64(s + RUN_PAGE) + REQUEST_WINDOW) and not pic_in_kernel(s) else 0
+
+
+@compiled
 def has_event(s):
     """Whether something ends a HLT: kvm_vcpu_has_events."""
-    if load64(s + S.EXC_PENDING) != 0:
+    injected = load64(s + S.EXC_INJECTED) | load64(s + S.NMI_INJECTED) | load64(s + S.INTR_INJECTED)
+    if load64(s + S.EXC_PENDING) | load64(s + S.DEBUG_DUE) | injected != 0:
+        return 1
+    if wants_window(s) and interruptible(s):
         return 1
     if load64(s + S.NMI_PENDING) != 0 and load64(s + S.NMI_MASKED) == 0:
         return 1
@@ -299,7 +323,6 @@ def prepare(s):
 @compiled
 def go(s):
     """vcpu_run, once: AGAIN, or LEAVE with RESULT."""
-    run = load64(s + RUN_PAGE)
     if load64(s + MP_STATE) != RUNNABLE:
         return AGAIN if block(s) else leave(s, EXIT_INTR, -EINTR)
     if load64(s + CLOCK_DUE) != 0:
@@ -308,7 +331,7 @@ def go(s):
     if load64(s + TRIPLE_FAULT) != 0:
         store64(s + TRIPLE_FAULT, 0)
         return leave(s, EXIT_SHUTDOWN, 0)
-    window = 1 if load8(run + REQUEST_WINDOW) and not pic_in_kernel(s) else 0
+    window = wants_window(s)
     if window and interruptible(s):
         return leave(s, EXIT_WINDOW, 0)
     store64(s + S.IRQ_WINDOW, window)

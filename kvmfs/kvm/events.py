@@ -61,7 +61,7 @@ def get_events(cpu: Vcpu) -> VcpuEvents:
             exception.injected |= exception.pending
     exception.nr, exception.has_error_code = state[S.EXC_VECTOR], state[S.EXC_HAS_ERROR]
     exception.error_code = state[S.EXC_ERROR]
-    events.exception_has_payload, events.exception_payload = state[Cpu.EXC_HAS_PAYLOAD], state[S.EXC_PAYLOAD]
+    events.exception_has_payload, events.exception_payload = cpu.has_payload, state[S.EXC_PAYLOAD]
     events.interrupt.injected = state[S.INTR_INJECTED] and not state[S.INTR_SOFT]
     events.interrupt.nr = state[S.INTR_VECTOR]
     events.interrupt.shadow = _SHADOW[state[S.INTR_SHADOW] & 3]
@@ -103,13 +103,15 @@ def set_events(cpu: Vcpu, events: VcpuEvents) -> None:
     state[S.EXC_INJECTED], state[S.EXC_PENDING] = bool(injected), bool(pending)
     state[S.EXC_VECTOR], state[S.EXC_HAS_ERROR] = exception.nr, bool(exception.has_error_code)
     state[S.EXC_ERROR] = exception.error_code
-    state[Cpu.EXC_HAS_PAYLOAD], state[S.EXC_PAYLOAD] = bool(has_payload), events.exception_payload
+    state[S.EXC_PAYLOAD_USE] = S.PAYLOAD_APPLIES if has_payload else S.PAYLOAD_DONE
+    state[S.EXC_PAYLOAD] = events.exception_payload
     state[S.INTR_INJECTED], state[S.INTR_SOFT] = bool(events.interrupt.injected), bool(events.interrupt.soft)
     state[S.INTR_VECTOR] = events.interrupt.nr
     if flags & vcpu.KVM_VCPUEVENT_VALID_SHADOW:
         shadow = events.interrupt.shadow
         sti, mov_ss = shadow & vcpu.KVM_X86_SHADOW_INT_STI, shadow & vcpu.KVM_X86_SHADOW_INT_MOV_SS
         state[S.INTR_SHADOW] = 2 if mov_ss else 1 if sti else 0
+        state.derive()
     state[S.NMI_INJECTED] = bool(events.nmi.injected)
     state[S.NMI_MASKED] = bool(events.nmi.masked)
     if flags & vcpu.KVM_VCPUEVENT_VALID_NMI_PENDING:
@@ -162,6 +164,8 @@ def _set_events(cpu: Vcpu, caller: Caller, arg: VcpuEvents) -> None:
 @table.ioctl(ioctls.KVM_GET_MP_STATE)
 def _get_mp_state(cpu: Vcpu, caller: Caller, arg: int) -> MpState:
     accept_apic_events(cpu)
+    if cpu.lapic is None:  # a HLT that is not the client's is the processor's own affair
+        return MpState(mp_state=vcpu.KVM_MP_STATE_RUNNABLE)
     return MpState(mp_state=cpu.state[Cpu.MP_STATE])
 
 

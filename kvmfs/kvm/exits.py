@@ -32,7 +32,7 @@ SERVICE, EINTR = W.SERVICE, errno.EINTR
 
 # Words of the blocks; numba wants them as plain globals
 RUN_PAGE, RESULT, NEEDS, LAPIC, MP_STATE = Cpu.RUN, Cpu.RESULT, Cpu.NEEDS, Cpu.LAPIC, Cpu.MP_STATE
-COMPLETION, MMIO_DONE = Cpu.COMPLETION, Cpu.MMIO_DONE
+COMPLETION, MMIO_DONE, HLT_IN_GUEST = Cpu.COMPLETION, Cpu.MMIO_DONE, Cpu.HLT_IN_GUEST
 QUIRKS_OFF, EXIT_ON_EMULATION_ERROR = Vm.DISABLED_QUIRKS, Vm.EXIT_ON_EMULATION_ERROR
 HALTED = KVM_MP_STATE_HALTED
 
@@ -146,8 +146,9 @@ def report_debug(s):
     store32(run + EXIT_REASON, EXIT_DEBUG)
     store32(run + DEBUG_EXCEPTION, load64(s + S.EXIT_ARGS))
     store64(run + DEBUG_PC, load64(s + S.CS + S.BASE) + load64(s + S.RIP))
-    store64(run + DEBUG_DR6, load64(s + S.EXIT_ARGS + 8))
-    store64(run + DEBUG_DR7, load64(s + S.DR7))
+    if load64(s + S.EXIT_ARGS) == S.DB:
+        store64(run + DEBUG_DR6, load64(s + S.EXIT_ARGS + 8))
+        store64(run + DEBUG_DR7, load64(s + S.EXIT_ARGS + 16))
 
 
 @compiled
@@ -171,7 +172,7 @@ def convert(s, reason):
         store64(s + MMIO_DONE, 0)
         report_mmio_write(s)
     elif reason == S.EXIT_HLT:
-        if load64(s + LAPIC) == 0:
+        if load64(s + LAPIC) == 0 and load64(s + HLT_IN_GUEST) == 0:
             return leave(s, EXIT_HLT, 0)
         store64(s + MP_STATE, HALTED)
         return AGAIN

@@ -68,15 +68,20 @@ class GuestCpuid:
         return vendor in (b"AuthenticAMD", b"AMDisbetter!", b"HygonGenuine")
 
     @property
-    def pv_features(self) -> int:
-        """KVM_FEATURE_* bits that the guest is told of; KVM's leaves may lie behind another hypervisor's."""
+    def pv_leaf(self) -> CpuidEntry2 | None:
+        """KVM_CPUID_FEATURES; KVM's leaves may lie behind another hypervisor's."""
         words = [int.from_bytes(para.KVM_SIGNATURE[at : at + 4], "little") for at in (0, 4, 8)]
         for base in range(para.KVM_CPUID_SIGNATURE, para.KVM_CPUID_SIGNATURE + 0x10000, 0x100):
             entry = self.find(base)
             if entry is not None and [entry.ebx, entry.ecx, entry.edx] == words:
-                features = self.find(base + 1)
-                return int(features.eax) if features else 0
-        return 0
+                return self.find(base + 1)
+        return None
+
+    @property
+    def pv_features(self) -> int:
+        """KVM_FEATURE_* bits that the guest is told of."""
+        leaf = self.pv_leaf
+        return int(leaf.eax) if leaf else 0
 
     @property
     def max_physical_bits(self) -> int:
@@ -182,6 +187,8 @@ def update_runtime(vcpu: Vcpu, cpuid: GuestCpuid) -> None:
         entry.ebx = xstate.required_size(state[S.XCR0])
     if (entry := cpuid.find(0xD, 1)) and entry.eax & (LeafD_1Eax.XSAVES | LeafD_1Eax.XSAVEC):
         entry.ebx = xstate.required_size(state[S.XCR0], compacted=True)
+    if vcpu.vm.hlt_in_guest and (entry := cpuid.pv_leaf):
+        entry.eax &= ~(1 << para.KVM_FEATURE_PV_UNHALT) & 0xFFFF_FFFF
     if not vcpu.vm.has_quirk(KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT):
         cpuid.change(Leaf1Ecx.MWAIT, bool(state[S.MISC_ENABLE] & B.MSR_IA32_MISC_ENABLE_MWAIT))
 

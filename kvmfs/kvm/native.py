@@ -24,6 +24,12 @@ class Native(Protocol):
     def derive(self, cpu: int) -> int:
         """Recompute what the processor derives from its architectural state."""
 
+    def arm_breakpoints(self, cpu: int) -> int:
+        """The same after a change of debug registers or of what the debugger wants."""
+
+    def retire(self, cpu: int) -> int:
+        """Step over the instruction at RIP, which has been carried out; it may trap, or a debug exit become due."""
+
     def flush_translations(self, vm: int) -> int:
         """Have every vCPU of the VM drop its translations; on return none runs on old ones."""
 

@@ -58,7 +58,7 @@ def deliver_payload(vcpu: Vcpu) -> None:
     """Without KVM_CAP_EXCEPTION_PAYLOAD, a pending exception's CR2 or DR6 is shown as soon as anyone looks
     (kvm_handle_exception_payload_quirk)."""
     state = vcpu.state
-    if vcpu.vm.block[Vm.EXCEPTION_PAYLOAD] or not (state[S.EXC_PENDING] and state[Cpu.EXC_HAS_PAYLOAD]):
+    if vcpu.vm.block[Vm.EXCEPTION_PAYLOAD] or not (state[S.EXC_PENDING] and vcpu.has_payload):
         return
     payload = state[S.EXC_PAYLOAD]
     if state[S.EXC_VECTOR] == DB_VECTOR:
@@ -67,7 +67,7 @@ def deliver_payload(vcpu: Vcpu) -> None:
         state[S.DR6] = dr6 & ~(1 << 12) | DR6_FIXED_1
     elif state[S.EXC_VECTOR] == PF_VECTOR:
         state[S.CR2] = payload
-    state[Cpu.EXC_HAS_PAYLOAD] = state[S.EXC_PAYLOAD] = 0
+    state[S.EXC_PAYLOAD_USE], state[S.EXC_PAYLOAD] = S.PAYLOAD_DONE, 0
 
 
 def _get_common(vcpu: Vcpu, sregs: Sregs | Sregs2) -> None:
@@ -198,4 +198,4 @@ def _set_debugregs(vcpu: Vcpu, caller: Caller, arg: Debugregs) -> None:
     for index in range(4):
         state[S.DR + 8 * index] = arg.db[index]
     state[S.DR6], state[S.DR7] = arg.dr6, arg.dr7
-    state.derive()
+    vcpu.arm_breakpoints()

@@ -19,13 +19,16 @@ from kvmfs.abi import msr_index as M
 from kvmfs.abi.caps import Cap
 from kvmfs.abi.cpuid import CpuidEntry2
 from kvmfs.abi.cpuid_basic import Leaf1Ecx
+from kvmfs.abi.debug import DB_VECTOR, PF_VECTOR
 from kvmfs.abi.ioctls import Fd
 from kvmfs.abi.limits import VCPU_MMAP_SIZE
 from kvmfs.abi.run import Run
 from kvmfs.abi.vcpu import KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED
 from kvmfs.abi.vm import (
     KVM_X86_QUIRK_CD_NW_CLEARED,
+    KVM_X86_QUIRK_FIX_HYPERCALL_INSN,
     KVM_X86_QUIRK_LINT0_REENABLED,
+    KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS,
     KVM_X86_QUIRK_STUFF_FEATURE_MSRS,
     EnableCap,
 )
@@ -36,6 +39,7 @@ from kvmfs.kvm import (
     events,
     fpu,
     guest_cpuid,
+    guest_debug,
     lapic_ioctls,
     msrs,
     prefault,
@@ -51,9 +55,10 @@ from kvmfs.kvm.cpu_state import RFLAGS_FIXED, CpuState
 from kvmfs.kvm.cpuid import supported_cpuid
 from kvmfs.kvm.dispatch import Table, fail
 from kvmfs.kvm.guest_cpuid import GuestCpuid
+from kvmfs.kvm.hostcpu import host_cpu
 from kvmfs.kvm.mce import MachineCheck
 from kvmfs.kvm.tsc import GuestTsc
-from kvmfs.kvm.words import Cpu
+from kvmfs.kvm.words import PHASE_ENDING, Cpu
 from kvmfs.kvm.xstate import FP
 
 if TYPE_CHECKING:
@@ -68,7 +73,7 @@ RESET_TSS: Final = 0x8B
 DEFAULT_SIGNATURE: Final = 0x600  # in RDX when there is no CPUID
 EVENTS: Final = (
     S.EXC_PENDING, S.EXC_INJECTED, S.INTR_INJECTED, S.INTR_SHADOW, S.INTR_REQUEST, S.NMI_INJECTED, S.NMI_PENDING,
-    S.NMI_MASKED,
+    S.NMI_MASKED, S.DEBUG_DUE, S.HELD_DEBUG, S.EXC_PAYLOAD_USE,
 )  # fmt: skip
 
 
@@ -121,6 +126,9 @@ class Vcpu:
             self.msr[M.MSR_IA32_ARCH_CAPABILITIES] = msrs.ARCH_CAPABILITIES
             self.msr[M.MSR_PLATFORM_INFO] = B.MSR_PLATFORM_INFO_CPUID_FAULT
         self.msr[M.MSR_IA32_UCODE_REV] = 0x100000000
+        state[S.MSR_EXITS] = not self.vm.msr_filter.is_empty
+        state[Cpu.HLT_IN_GUEST] = self.vm.hlt_in_guest
+        self.apply_quirks()
         self._apply_cpuid()
 
     def reset(self, *, init: bool = False) -> None:
@@ -158,7 +166,7 @@ class Vcpu:
             state[S.APIC_BASE] = B.APIC_DEFAULT_PHYS_BASE | B.MSR_IA32_APICBASE_ENABLE | bsp
             fpu.reset(state)
             self.tsc.synchronize(None)
-        state.derive()
+        self.arm_breakpoints()
 
     @property
     def _lint0_extint(self) -> bool:
@@ -245,7 +253,38 @@ class Vcpu:
         state = self.state
         state[S.EXC_PENDING], state[S.EXC_INJECTED], state[S.EXC_VECTOR] = 1, 0, vector
         state[S.EXC_HAS_ERROR], state[S.EXC_ERROR] = error is not None, error or 0
-        state[Cpu.EXC_HAS_PAYLOAD] = state[S.EXC_PAYLOAD] = 0
+        state[S.EXC_PAYLOAD_USE], state[S.EXC_PAYLOAD] = S.PAYLOAD_DONE, 0
+
+    @property
+    def has_payload(self) -> bool:
+        """The pending exception has yet to bring its payload into CR2 or DR6."""
+        use = self.state[S.EXC_PAYLOAD_USE]
+        if use == S.PAYLOAD_BY_VECTOR:
+            return bool(self.state[S.EXC_PENDING]) and self.state[S.EXC_VECTOR] in (DB_VECTOR, PF_VECTOR)
+        return bool(use == S.PAYLOAD_APPLIES)
+
+    def retire(self) -> None:
+        """kvm_skip_emulated_instruction."""
+        self.vm.native.retire(self.context)
+
+    def end_run(self, result: int) -> None:
+        """Have enter() return `result` to the client."""
+        self.state[Cpu.RESULT], self.state[Cpu.PHASE] = result, PHASE_ENDING
+
+    def arm_breakpoints(self) -> None:
+        """To be called after any change of debug registers; does what derive() does."""
+        self.vm.native.arm_breakpoints(self.context)
+
+    def apply_quirks(self) -> None:
+        """Tell the processor about those of the VM that it has to know."""
+        has, personality = self.vm.has_quirk, 0
+        if host_cpu().is_amd:
+            personality |= S.PERSONALITY_VMMCALL
+        if has(KVM_X86_QUIRK_FIX_HYPERCALL_INSN):
+            personality |= S.PERSONALITY_PATCHES
+        if has(KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS):
+            personality |= S.PERSONALITY_MWAIT
+        self.state[S.PERSONALITY] = personality
 
     def flush_translations(self) -> None:
         self.vm.native.flush(self.context)
@@ -284,15 +323,12 @@ class Vcpu:
         """kvm_vcpu_after_set_cpuid."""
         state, cpuid = self.state, self.cpuid
         if cpuid.entries:
-            words = list(cpuid.feature_words())
             cr4 = guest_cpuid.cr4_reserved() | guest_cpuid.cr4_reserved(cpuid)
             efer = guest_cpuid.efer_reserved_by_kvm() | guest_cpuid.efer_reserved_by_guest(cpuid)
         else:  # until there is a table, the processor shows all that it has
-            words = list(GuestCpuid(list(supported_cpuid().entries)).feature_words())
             cr4 = guest_cpuid.cr4_reserved()
             efer = guest_cpuid.efer_reserved_by_kvm() | guest_cpuid.efer_reserved_by_guest(cpuid)
-        for index, word in enumerate(words):
-            state[S.FEATURES + 8 * index] = word
+        state[S.IS_AMD] = cpuid.is_amd
         state[S.CR4_RESERVED], state[S.EFER_RESERVED] = cr4, efer
         state[S.MAXPHYADDR] = cpuid.max_physical_bits
         state[S.XCR0_SUPPORTED] = cpuid.supported_xcr0
@@ -301,6 +337,9 @@ class Vcpu:
     def _publish_cpuid(self) -> None:
         """Give the processor the entries: its CPUID instruction looks them up by itself."""
         entries = self.cpuid.entries
+        shown = self.cpuid if entries else GuestCpuid(list(supported_cpuid().entries))
+        for index, word in enumerate(shown.feature_words()):
+            self.state[S.FEATURES + 8 * index] = word
         if entries:
             needed = ctypes.sizeof(CpuidEntry2) * len(entries)
             if self._cpuid_table is None or self._cpuid_table.size < needed:
@@ -340,6 +379,7 @@ TABLE: Final[Table[Vcpu]] = Table(
     regs.table,
     fpu.table,
     events.table,
+    guest_debug.table,
     msrs.table,
     guest_cpuid.table,
     lapic_ioctls.table,

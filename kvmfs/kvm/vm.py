@@ -15,13 +15,14 @@ from kvmfs.abi.vm import KVM_X86_SW_PROTECTED_VM, CreateDevice
 from kvmfs.irqchip import ioctls as irqchip_ioctls
 from kvmfs.irqchip.ioctls import Chips
 from kvmfs.jit.mmu import layout as mmu
-from kvmfs.kvm import attributes, caps, clock, dirty, guest_memfd, slots
+from kvmfs.kvm import attributes, caps, clock, dirty, guest_memfd, msr_filter, slots
 from kvmfs.kvm.block import Block
 from kvmfs.kvm.caller import Caller
 from kvmfs.kvm.client_maps import ClientMaps
 from kvmfs.kvm.clock import Clock
 from kvmfs.kvm.dispatch import Table, fail
 from kvmfs.kvm.eventlog import EventLog
+from kvmfs.kvm.msr_filter import MsrFilter
 from kvmfs.kvm.native import Native
 from kvmfs.kvm.publish import Publisher
 from kvmfs.kvm.slots import Memory
@@ -74,6 +75,10 @@ class Vm:
         self.chips: Chips | None = None
         self.guest_can_read_platform_info = True
         self.hypercall_exits = 0
+        self.hlt_in_guest = False
+        self.msr_filter = MsrFilter()
+        self.user_space_msrs = 0
+        """KVM_MSR_EXIT_REASON_*: refusals that are the client's to answer (KVM_CAP_X86_USER_SPACE_MSR)."""
         self.tss_address = 0
         self.identity_map_address = 0
         self.tsc_generation = TscGeneration()
@@ -210,6 +215,7 @@ TABLE: Final[Table[Vm]] = Table(
     attributes.table,
     guest_memfd.table,
     caps.table,
+    msr_filter.table,
     irqchip_ioctls.table,
     clock.table,
 )

@@ -31,8 +31,7 @@ class Cpu:
     COMPLETION = _at + _l.u64()  # what the next KVM_RUN has to finish first, COMPLETE_* below
     APIC_EVENTS = _at + _l.u64()  # an INIT or SIPI waits to be accepted
     TRIPLE_FAULT = _at + _l.u64()  # KVM_REQ_TRIPLE_FAULT
-    EXC_HAS_PAYLOAD = _at + _l.u64()
-    GUEST_DEBUG = _at + _l.u64()  # KVM_GUESTDBG_*
+    HLT_IN_GUEST = _at + _l.u64()  # HLT waits here even if the client would do so (KVM_X86_DISABLE_EXITS_HLT)
     MMIO_DONE = _at + _l.u64()  # fragments of the MMIO write queue that have been reported
     EVENT_LOG = _at + _l.u64()  # 1: memory faults are to be logged
     CLOCK_DUE = _at + _l.u64()  # the guest's kvmclock page is to be written
@@ -79,6 +78,8 @@ COMPLETE_PIO: Final = 1
 COMPLETE_MMIO_READ: Final = 2
 COMPLETE_MMIO_WRITE: Final = 3
 COMPLETE_HYPERCALL: Final = 4
+COMPLETE_RDMSR: Final = 5
+COMPLETE_WRMSR: Final = 6
 
 IRQCHIP_NONE: Final = 0
 IRQCHIP_KERNEL: Final = 1

@@ -123,6 +123,13 @@ class FakeNative:
     def derive(self, cpu: int) -> int:
         return 0
 
+    def arm_breakpoints(self, cpu: int) -> int:
+        return 0
+
+    def retire(self, cpu: int) -> int:
+        ctypes.c_uint64.from_address(cpu + S.RIP).value += ctypes.c_uint64.from_address(cpu + S.INSN_LENGTH).value
+        return 0
+
     def flush_translations(self, vm: int) -> int:
         self.flushes += 1
         return 0

@@ -59,7 +59,7 @@ def test_events_round_trip(vcpu: Vcpu, client: FakeClient) -> None:
 
 def test_without_payload_a_pending_exception_counts_as_injected(vcpu: Vcpu, client: FakeClient) -> None:
     vcpu.queue_exception(14, 2)
-    vcpu.state[Cpu.EXC_HAS_PAYLOAD], vcpu.state[S.EXC_PAYLOAD] = 1, 0x5000
+    vcpu.state[S.EXC_PAYLOAD_USE], vcpu.state[S.EXC_PAYLOAD] = S.PAYLOAD_APPLIES, 0x5000
     events = get(client, vcpu, GET_EVENTS, VcpuEvents)
     assert (events.exception.injected, events.exception.pending, events.exception.nr) == (1, 1, 14)
     assert (events.exception_has_payload, vcpu.state[S.CR2]) == (0, 0x5000)

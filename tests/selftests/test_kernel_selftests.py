@@ -48,6 +48,13 @@ PROGRAMS = [
     Program("x86_64/max_vcpuid_cap_test"),
     Program("x86_64/kvm_clock_test"),
     Program("system_counter_offset_test"),
+    Program("x86_64/userspace_msr_exit_test"),
+    Program("x86_64/cr4_cpuid_sync_test"),
+    Program("x86_64/xcr0_cpuid_test"),
+    Program("x86_64/hwcr_msr_test"),
+    Program("x86_64/tsc_msrs_test"),
+    Program("x86_64/kvm_pv_test"),
+    Program("x86_64/exit_on_emulation_failure_test"),
 ]
 
 

@@ -30,8 +30,8 @@ NOWHERE = 0xBAD
 def filter_of(*ranges: tuple[int, int, int, int], deny: bool = False) -> MsrFilter:
     """Ranges: flags, nmsrs, base, address of the bitmap."""
     arg = MsrFilter(flags=int(deny))
-    for entry, (entry.flags, entry.nmsrs, entry.base, entry.bitmap) in zip(arg.ranges, ranges, strict=False):
-        pass
+    for entry, given in zip(arg.ranges, ranges, strict=False):
+        entry.flags, entry.nmsrs, entry.base, entry.bitmap = given
     return arg
 
 
@@ -68,16 +68,11 @@ def test_first_range_decides() -> None:
     denied = msr_filter.MsrFilter(
         False, (Range(range(0x10, 0x12), READ, b"\x02"), Range(range(0x10, 0x20), READ | WRITE, b"\xff\x00"))
     )
-    assert [denied.allows(number, READ) for number in (0x10, 0x11, 0x12, 0x18, 0x20)] == [
-        False,
-        True,
-        True,
-        False,
-        False,
-    ]
+    assert {number for number in range(0x10, 0x22) if denied.allows(number, READ)} == set(range(0x11, 0x18))
     assert [denied.allows(number, WRITE) for number in (0x10, 0x18)] == [True, False]
     assert denied.allows(0x830, WRITE)
-    assert msr_filter.MsrFilter().is_empty and not denied.is_empty
+    assert msr_filter.MsrFilter().is_empty
+    assert not denied.is_empty
 
 
 def test_a_range_that_wraps_is_empty(vm: Vm, client: FakeClient) -> None:
@@ -160,6 +155,5 @@ def test_reasons_that_nobody_asked_for() -> None:
 
 
 def test_unknown_reasons() -> None:
-    with pytest.raises(OSError) as error:
+    with pytest.raises(OSError, match="Invalid"):
         want(Machine(HLT), 8)
-    assert error.value.errno == errno.EINVAL

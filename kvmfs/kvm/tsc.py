@@ -6,15 +6,18 @@ value within a second of what the last one written would be by now takes over th
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from kvmfs.jit import state as S
 from kvmfs.kvm.block import Block
 
 RATIO_ONE: Final = 1 << 32
+MAX_RATIO: Final = (1 << 40) - 1  # 8 bits before the point, as AMD's TSC_RATIO MSR has
+TOLERANCE_PPM: Final = 250  # KVM's tsc_tolerance_ppm: so near the host's rate nothing is scaled
 _MASK: Final = (1 << 64) - 1
 _CALIBRATION_NS: Final = 20_000_000
 
@@ -51,6 +54,12 @@ class TscGeneration:
     at_ns: int = 0
     offset: int = 0
     by_client: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)  # kvm->arch.tsc_write_lock
+
+
+def max_khz(host_khz: int) -> int:
+    """kvm_caps.max_guest_tsc_khz: what no guest's rate reaches."""
+    return min(0x7FFF_FFFF, host_khz * MAX_RATIO >> 32)
 
 
 class GuestTsc:
@@ -69,19 +78,21 @@ class GuestTsc:
         return (self._scaled() + self._state[S.TSC_OFFSET]) & _MASK
 
     def set_khz(self, khz: int) -> None:
-        """KVM_SET_TSC_KHZ: the counter's rate changes, and with it its value."""
+        """KVM_SET_TSC_KHZ, with 0 < khz < max_khz(): the counter's rate changes, and with it its value."""
         self.khz = khz
-        self._state[S.TSC_RATIO] = RATIO_ONE if khz == self._host_khz else khz * RATIO_ONE // self._host_khz
+        low, high = (self._host_khz * (1_000_000 + ppm) // 1_000_000 for ppm in (-TOLERANCE_PPM, TOLERANCE_PPM))
+        self._state[S.TSC_RATIO] = RATIO_ONE if low <= khz <= high else khz * RATIO_ONE // self._host_khz
         self.changed()
 
     @property
     def offset(self) -> int:
         return self._state[S.TSC_OFFSET]
 
-    @offset.setter
-    def offset(self, value: int) -> None:
-        self._state[S.TSC_OFFSET] = value
-        self.changed()
+    def set_offset(self, value: int) -> None:
+        """KVM_VCPU_TSC_OFFSET: what is written afterwards may be meant to agree with it."""
+        with self._generation.lock:
+            self._write((self._scaled() + value) & _MASK, value, _now())
+            self._generation.by_client = True
 
     def set(self, value: int) -> int:
         """The guest writes its TSC: how much was added."""
@@ -95,15 +106,20 @@ class GuestTsc:
 
     def synchronize(self, value: int | None) -> None:
         """The client writes the TSC; None: a vCPU is born."""
-        last, now_ns, wanted = self._generation, _now(), value or 0
-        if wanted:
-            expected = last.written + (now_ns - last.at_ns) * self.khz // 1_000_000
-            together = last.by_client and abs(wanted - expected) < self.khz * 1000
-        else:
-            together = True
-        together = together and last.khz == self.khz
-        offset = last.offset if together else (wanted - self._scaled()) & _MASK
-        last.khz, last.written, last.at_ns, last.offset = self.khz, wanted, now_ns, offset
-        last.by_client = last.by_client or value is not None
+        with self._generation.lock:
+            last, now_ns, wanted = self._generation, _now(), value or 0
+            if wanted:
+                expected = last.written + (now_ns - last.at_ns) * self.khz // 1_000_000
+                together = last.by_client and abs(wanted - expected) < self.khz * 1000
+            else:
+                together = True
+            together = together and last.khz == self.khz
+            self._write(wanted, last.offset if together else (wanted - self._scaled()) & _MASK, now_ns)
+            last.by_client = last.by_client or value is not None
+
+    def _write(self, value: int, offset: int, now_ns: int) -> None:
+        """__kvm_synchronize_tsc."""
+        last = self._generation
+        last.khz, last.written, last.at_ns, last.offset = self.khz, value, now_ns, offset
         self._state[S.TSC_OFFSET] = offset
         self.changed()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from kvmfs.abi import ioctls
 from kvmfs.abi.ioctls import Fd
@@ -12,22 +12,21 @@ from kvmfs.abi.vcpu import KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET
 from kvmfs.abi.vm import DeviceAttr
 from kvmfs.kvm.caller import Caller
 from kvmfs.kvm.dispatch import Table, fail, read_struct
+from kvmfs.kvm.tsc import max_khz
 
 if TYPE_CHECKING:
     from kvmfs.kvm.vcpu import Vcpu
 
 table: Table[Vcpu] = Table(Fd.VCPU)
 
-MAX_KHZ: Final = 1 << 31
-"""The ratio has 32 bits before the point, but a result has to be an int."""
-
 
 @table.ioctl(ioctls.KVM_SET_TSC_KHZ)
 def set_tsc_khz(vcpu: Vcpu, caller: Caller, arg: int) -> None:
+    host_khz = vcpu.vm.native.host_khz
     khz = arg & 0xFFFF_FFFF
-    if khz >= MAX_KHZ:
+    if khz >= max_khz(host_khz):
         fail(errno.EINVAL)
-    vcpu.tsc.set_khz(khz or vcpu.vm.native.host_khz)
+    vcpu.tsc.set_khz(khz or host_khz)
 
 
 @table.ioctl(ioctls.KVM_GET_TSC_KHZ)
@@ -54,4 +53,4 @@ def get_attr(vcpu: Vcpu, caller: Caller, arg: DeviceAttr) -> None:
 @table.ioctl(ioctls.KVM_SET_DEVICE_ATTR)
 def set_attr(vcpu: Vcpu, caller: Caller, arg: DeviceAttr) -> None:
     _check(arg)
-    vcpu.tsc.offset = read_struct(caller, arg.addr, u64).value
+    vcpu.tsc.set_offset(read_struct(caller, arg.addr, u64).value)

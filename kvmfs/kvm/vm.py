@@ -26,8 +26,7 @@ from kvmfs.kvm.msr_filter import MsrFilter
 from kvmfs.kvm.native import Native
 from kvmfs.kvm.publish import Publisher
 from kvmfs.kvm.slots import Memory
-from kvmfs.kvm.tsc import TscGeneration
-from kvmfs.kvm.tsc_ioctls import MAX_KHZ
+from kvmfs.kvm.tsc import TscGeneration, max_khz
 from kvmfs.kvm.vcpu import Vcpu
 from kvmfs.kvm.words import IRQCHIP_KERNEL
 from kvmfs.kvm.words import Vm as Words
@@ -196,7 +195,7 @@ def get_tsc_khz(vm: Vm, caller: Caller, arg: int) -> int:
 def set_tsc_khz(vm: Vm, caller: Caller, arg: int) -> None:
     """The frequency of vCPUs to come."""
     khz = arg & 0xFFFF_FFFF
-    if khz >= MAX_KHZ:
+    if khz >= max_khz(vm.native.host_khz):
         fail(errno.EINVAL)
     vm.tsc_khz = khz or vm.native.host_khz
 

@@ -50,6 +50,7 @@ class Compiled:
             ("request", 2),
             ("prefault", 2),
             ("translate_debug", 2),
+            ("reload_pdptes", 1),
             ("read_phys", 4),
             ("write_phys", 4),
         ):
@@ -63,6 +64,7 @@ class Compiled:
     flush_translations: Callable[[int], int]
     request: Callable[[int, int], int]
     prefault: Callable[[int, int], int]
+    reload_pdptes: Callable[[int], int]
     translate_debug: Callable[[int, int], int]
     read_phys: Callable[[int, int, int, int], int]
     write_phys: Callable[[int, int, int, int], int]

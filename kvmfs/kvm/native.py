@@ -42,6 +42,9 @@ class Native(Protocol):
     def prefault(self, cpu: int, gpa: int) -> int:
         """Make a guest-physical page present, from outside the guest: where it leads (jit.mmu.layout, TO_*)."""
 
+    def reload_pdptes(self, cpu: int) -> int:
+        """Load the PDPTE registers of PAE paging from memory: 1, or 0 with the registers as they were."""
+
     def translate_debug(self, cpu: int, linear: int) -> int:
         """A linear address's gpa as the supervisor would read it, or -1."""
 

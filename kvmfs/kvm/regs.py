@@ -112,7 +112,8 @@ def is_valid_sregs(vcpu: Vcpu, sregs: Sregs | Sregs2) -> bool:
     return vcpu.is_valid_cr4(sregs.cr4) and is_valid_cr0(sregs.cr0) and vcpu.is_valid_efer(sregs.efer)
 
 
-def _set_common(vcpu: Vcpu, sregs: Sregs | Sregs2) -> None:
+def _set_common(vcpu: Vcpu, sregs: Sregs | Sregs2, pdptrs: tuple[int, ...] | None = None) -> None:
+    """`pdptrs`: the PDPTE registers; None: they are where CR3 points to."""
     state = vcpu.state
     if not is_valid_sregs(vcpu, sregs) or not vcpu.set_apic_base(sregs.apic_base, host=True):
         fail(errno.EINVAL)
@@ -122,6 +123,11 @@ def _set_common(vcpu: Vcpu, sregs: Sregs | Sregs2) -> None:
     state[S.EFER] = sregs.efer
     state[S.CR0] = sregs.cr0 | S.CR0_ET
     state[S.CR4] = sregs.cr4
+    if pdptrs is not None:
+        for index, entry in enumerate(pdptrs):
+            state[S.PDPTE + 8 * index] = entry
+    elif state.is_pae_paging:
+        vcpu.reload_pdptrs()
     for name, at in SEGMENTS:
         state.set_segment(at, getattr(sregs, name))
     vcpu.set_cr8(sregs.cr8)
@@ -168,8 +174,8 @@ def _get_sregs2(vcpu: Vcpu, caller: Caller, arg: int) -> Sregs2:
     sregs = Sregs2()
     _get_common(vcpu, sregs)
     if vcpu.state.is_pae_paging:
-        for index, entry in enumerate(vcpu.read_pdptrs()):
-            sregs.pdptrs[index] = entry
+        for index in range(4):
+            sregs.pdptrs[index] = vcpu.state[S.PDPTE + 8 * index]
         sregs.flags |= KVM_SREGS2_FLAGS_PDPTRS_VALID
     return sregs
 
@@ -179,8 +185,7 @@ def _set_sregs2(vcpu: Vcpu, caller: Caller, arg: Sregs2) -> None:
     pae = arg.cr0 & S.CR0_PG and arg.cr4 & S.CR4_PAE and not arg.efer & B.EFER_LMA
     if arg.flags & ~KVM_SREGS2_FLAGS_PDPTRS_VALID or (arg.flags and not pae):
         fail(errno.EINVAL)
-    # The processor reads the PDPTEs from memory when it walks, so those of the client need no place of their own.
-    _set_common(vcpu, arg)
+    _set_common(vcpu, arg, tuple(arg.pdptrs) if arg.flags else None)
 
 
 @table.ioctl(ioctls.KVM_GET_DEBUGREGS)

@@ -289,12 +289,9 @@ class Vcpu:
     def flush_translations(self) -> None:
         self.vm.native.flush(self.context)
 
-    def read_pdptrs(self) -> list[int]:
-        """The four PDPTEs that CR3 points to, 0 where there is no memory."""
-        buffer = (ctypes.c_uint64 * 4)()
-        gpa = self.state[S.CR3] & 0xFFFF_FFE0
-        self.vm.native.read_phys(self.context, gpa, 32, ctypes.addressof(buffer))
-        return list(buffer)
+    def reload_pdptrs(self) -> None:
+        """load_pdptrs: the PDPTE registers from where CR3 points; they stay as they are if that is not right."""
+        self.vm.native.reload_pdptes(self.context)
 
     def read_guest(self, gpa: int, into: ctypes.Structure | ctypes.c_uint32) -> bool:
         """Fill a struct from guest memory, with the vCPU at rest or in its own thread: whether there is memory."""

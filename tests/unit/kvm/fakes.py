@@ -143,6 +143,9 @@ class FakeNative:
     def prefault(self, cpu: int, gpa: int) -> int:
         return self.present(cpu, gpa)
 
+    def reload_pdptes(self, cpu: int) -> int:
+        return 0
+
     def translate_debug(self, cpu: int, linear: int) -> int:
         return -1
 

@@ -19,7 +19,7 @@ from .access import linear_rip, noncanonical, probe
 from .decode import decode_one
 from .emit import END_BLOCK, ENDS, OK, PRIVILEGED, SHORT, TOO_LONG, emit_trap, new_record
 
-TABLE_ENTRIES = 4096
+TABLE_ENTRIES = 32768
 MAX_BLOCK = R.HEADER + R.RECORD * 4 * (R.MAX_INSTRUCTIONS + 2)
 
 

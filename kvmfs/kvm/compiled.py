@@ -21,7 +21,7 @@ from kvmfs.kvm import client_memory, enter
 from kvmfs.kvm.block import Block
 from kvmfs.kvm.tsc import measure_khz
 
-ARENA_SIZE: Final = 4 << 20
+ARENA_SIZE: Final = 32 << 20
 GROUPS: Final = (enter.group, client_memory.group)
 
 

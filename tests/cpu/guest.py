@@ -9,6 +9,7 @@ import mmap
 from kvmfs.jit import build
 from kvmfs.jit import state as S
 from kvmfs.jit.cpu import optable
+from kvmfs.jit.cpu.block import TABLE_ENTRIES
 from kvmfs.jit.mmu import layout as M
 from kvmfs.jit.mmu import tables
 from kvmfs.jit.raw import s64, u64
@@ -37,7 +38,7 @@ class Guest:
 
     def __init__(self) -> None:
         self.ram, self.cpu, self.vm = Block(RAM), Block(S.SIZE), Block(4096)
-        self._tlb, self._table, self._arena = Block(M.TLB_BYTES), Block(1 << 16), Block(BLOCK_ARENA)
+        self._tlb, self._table, self._arena = Block(M.TLB_BYTES), Block(8 * TABLE_ENTRIES), Block(BLOCK_ARENA)
         self._remote = Block(8192)
         pages = RAM >> 12
         self._touched = ctypes.create_string_buffer(b"\xff" * tables.touched_bytes(pages))

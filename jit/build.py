@@ -64,6 +64,8 @@ GROUP_MODULES = {
     "exception": "kvmfs.jit.cpu.exception",
     "run": "kvmfs.jit.cpu.run",
     "client_memory": "kvmfs.kvm.client_memory",
+    "dirty": "kvmfs.kvm.dirty_pages",
+    "coalesced": "kvmfs.kvm.coalesced_ring",
     "lapic": "kvmfs.irqchip.lapic",
     "chips": "kvmfs.irqchip.chips",
     "bus": "kvmfs.irqchip.bus",

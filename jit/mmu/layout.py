@@ -1,8 +1,10 @@
 """Blocks shared by the vCPUs of one virtual machine: the VM block, memslot records, lookup tables; and the TLB.
 
-Tables and records are immutable once published. To change something the embedder
+Records are immutable once published, and so are tables, but for single words that may be seen at any time (a slot's
+record, or 0 in its place; an entry behind the last one). To change something the embedder
 
-1. builds the new table (mmu/tables.py) and stores its address in the VM block: one word, seen whole or not at all;
+1. builds the new table (mmu/tables.py) and stores its address in the VM block, or changes words of the one that is
+   there: one word at a time, seen whole or not at all;
 2. adds 1 to GENERATION, sets REQ_TLB_FLUSH (atomic or) in every vCPU's REQUEST;
 3. waits for each vCPU until the bit is clear again or MODE is 0 (both are seq_cst: a vCPU that enters the guest sets
    MODE first and looks at REQUEST then, so one of the two sides always sees the other);
@@ -21,6 +23,7 @@ REMOTE_READ = _v.u64()  # int64 f(vm, client address, host buffer, size): for me
 REMOTE_WRITE = _v.u64()
 CLIENT = _v.u64()  # the client's pid, for the functions above
 GENERATION = _v.u64()  # bumped with each published change
+MARK_DIRTY = _v.u64()  # int64 f(vcpu, slot record, page of the memslot): see below; 0: only the bitmap is kept
 LOG_FAULT = _v.u64()  # int64 f(vcpu, gpa, write, reason), reason as FAULT_* below: the embedder's fault log, or 0
 EMBEDDER = _v.bytes(256)
 VM_SIZE = _v.size
@@ -28,7 +31,11 @@ VM_SIZE = _v.size
 # FAULT_IN makes the client's page present, and as many of the pages after it as can be had at once: how many that were
 # (1 to `pages`), or -errno.
 
-# The functions above may block: they are called with MODE 0, and what they were given may be gone when they look.
+# MARK_DIRTY sets the page's bit in the dirty bitmap of the record, which it found clear, and whatever else is kept of
+# dirty pages; called with MODE 1, and must not block. 1; or 0: the write has to wait, leave the guest first (the
+# embedder has set what makes the vCPU leave before it tries again).
+
+# The other functions may block: they are called with MODE 0, and what they were given may be gone when they look.
 
 # PRIVATE_MEMORY
 PRIVATE_NEVER = 0  # all memory is shared
@@ -42,13 +49,13 @@ FAULT_NO_SLOT = 2  # private, and no memslot
 FAULT_NO_GMEM = 3  # private, and the slot has no guest_memfd
 FAULT_NO_PAGE = 4  # shared, and the client's memory has no page there, or one that may not be written
 
-# A table (mmu/tables.py): a header, entries by ascending gfn, and an index that narrows the search down: the gfns from
-# the first entry's on are cut into buckets of 1 << shift, and index[b] (u32) is the last entry at or before bucket b's
-# beginning. One more index entry stands for the end of the last bucket.
-TABLE_COUNT, TABLE_BUCKETS, TABLE_SHIFT = 0, 8, 16
+# A table (mmu/tables.py): a header; the gfns at which its entries begin, ascending; their values; an index that narrows
+# the search down. The gfns from the first entry's on are cut into buckets of 1 << shift, and index[b] (u32) is the last
+# entry at or before bucket b's beginning. One more index entry stands for the end of the last bucket; entries added
+# behind it are searched without an index. Values begin 8 bytes times the capacity after the gfns, the index as much
+# after the values. A slot table may have entries whose value is 0: no slot begins there.
+TABLE_COUNT, TABLE_BUCKETS, TABLE_SHIFT, TABLE_CAPACITY = 0, 8, 16, 24
 TABLE_HEADER = 64
-TABLE_ENTRY = 16
-ENTRY_FIRST, ENTRY_VALUE = 0, 8
 
 _s = Layout()
 SLOT_BASE_GFN = _s.u64()
@@ -59,8 +66,9 @@ SLOT_PRIVATE = _s.u64()  # our mapping of the slot's first guest_memfd page; 0: 
 SLOT_FLAGS = _s.u64()  # SLOT_* flags below
 SLOT_ID = _s.u64()
 SLOT_TOUCHED = _s.u64()  # address of a bitmap, 2 bits a page: 1 faulted in for reading, 2 for writing; 0: all present
-SLOT_DIRTY = _s.u64()  # address of the dirty bitmap (a bit a page), 0: not logged
-SLOT_EMBEDDER = _s.u64(3)
+SLOT_DIRTY = _s.u64()  # address of the memslot's dirty bitmap (a bit a page), 0: not logged
+SLOT_FIRST = _s.u64()  # the page of the memslot that this record begins with: a memslot may have several records
+SLOT_EMBEDDER = _s.u64(2)
 SLOT_RECORD = 128
 assert _s.size <= SLOT_RECORD
 

@@ -51,8 +51,8 @@ def _copy_in_page(s, gpa, size, buffer, write):
     offset = (index << 12) | (gpa & 4095)
     memory = load64(slot + SLOT_HOST)
     if memory == 0:
-        if write:
-            mark_dirty(slot, index)
+        if write and mark_dirty(s, slot, index) == 0:
+            return -EAGAIN
         client = load64(slot + SLOT_CLIENT) + offset
         function = load64(vm + (REMOTE_WRITE if write else REMOTE_READ))
         leave_guest(s)
@@ -63,7 +63,8 @@ def _copy_in_page(s, gpa, size, buffer, write):
     if result != 0:
         return result
     if write:
-        mark_dirty(slot, index)
+        if mark_dirty(s, slot, index) == 0:
+            return -EAGAIN
         copy(memory + offset, buffer, size)
     else:
         copy(buffer, memory + offset, size)

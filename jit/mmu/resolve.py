@@ -8,7 +8,7 @@ flag. A client page that cannot be had is EFAULT without fault information, as k
 from errno import EAGAIN, EFAULT, EINTR
 
 from ..build import compiled
-from ..raw import atomic_or, call4, load32, load64, lshr, shl, store64, ule, ult
+from ..raw import atomic_or, call3, call4, load32, load64, lshr, shl, store64, ule, ult
 from ..state import (
     ATTRIBUTE_HINT,
     EXIT,
@@ -33,14 +33,13 @@ from ..state import (
 from .layout import (
     ATTRIBUTE_PRIVATE,
     ATTRIBUTES,
-    ENTRY_FIRST,
-    ENTRY_VALUE,
     FAULT_DISAGREES,
     FAULT_IN,
     FAULT_NO_GMEM,
     FAULT_NO_PAGE,
     FAULT_NO_SLOT,
     LOG_FAULT,
+    MARK_DIRTY,
     PRIVATE_BIT,
     PRIVATE_BY_ATTRIBUTE,
     PRIVATE_BY_BIT,
@@ -52,6 +51,7 @@ from .layout import (
     SLOT_BASE_GFN,
     SLOT_CLIENT,
     SLOT_DIRTY,
+    SLOT_FIRST,
     SLOT_FLAGS,
     SLOT_HOST,
     SLOT_NPAGES,
@@ -60,8 +60,8 @@ from .layout import (
     SLOT_TOUCHED,
     SLOTS,
     TABLE_BUCKETS,
+    TABLE_CAPACITY,
     TABLE_COUNT,
-    TABLE_ENTRY,
     TABLE_HEADER,
     TABLE_SHIFT,
     TO_FAULT,
@@ -77,38 +77,49 @@ from .tlb import enter_guest, leave_guest
 @compiled
 def search(table, gfn):
     """Index of the last entry of a non-empty table whose first gfn is not above `gfn`, or 0 when all are."""
-    keys, count = table + TABLE_HEADER + ENTRY_FIRST, load64(table + TABLE_COUNT)
-    bucket = lshr(gfn - load64(keys), load64(table + TABLE_SHIFT))
-    if not ult(bucket, load64(table + TABLE_BUCKETS)):
-        return 0 if ult(gfn, load64(keys)) else count - 1
-    bounds = keys + count * TABLE_ENTRY + 4 * bucket
-    index = load32(bounds)
-    count = load32(bounds + 4) - index + 1
+    keys, count = table + TABLE_HEADER, load64(table + TABLE_COUNT)
+    if ult(gfn, load64(keys)):
+        return 0
+    bucket, buckets = lshr(gfn - load64(keys), load64(table + TABLE_SHIFT)), load64(table + TABLE_BUCKETS)
+    bounds = keys + (load64(table + TABLE_CAPACITY) << 4)
+    if ult(bucket, buckets):
+        bounds += 4 * bucket
+        index = load32(bounds)
+        count = load32(bounds + 4) - index + 1
+    else:
+        index = load32(bounds + 4 * buckets)
+        count -= index
     # Without branches on the keys: random addresses would have half of them mispredicted.
     while count > 1:
         half = count >> 1
-        index += half & -ule(load64(keys + (index + half) * TABLE_ENTRY), gfn)
+        index += half & -ule(load64(keys + 8 * (index + half)), gfn)
         count -= half
     return index
 
 
 @compiled
+def values(table):
+    """Address of a table's values."""
+    return table + TABLE_HEADER + 8 * load64(table + TABLE_CAPACITY)
+
+
+@compiled
 def _slot_holds(record, gfn):
-    return ult(gfn - load64(record + SLOT_BASE_GFN), load64(record + SLOT_NPAGES))
+    return record != 0 and ult(gfn - load64(record + SLOT_BASE_GFN), load64(record + SLOT_NPAGES))
 
 
 @compiled
 def find_slot(s, vm, gfn):
     """The memslot record that holds `gfn`, or 0."""
     table, hint = load64(vm + SLOTS), load64(s + SLOT_HINT)
-    if table == 0 or load64(table) == 0:
+    if table == 0 or load64(table + TABLE_COUNT) == 0:
         return 0
-    if ult(hint, load64(table)):
-        record = load64(table + TABLE_HEADER + hint * TABLE_ENTRY + ENTRY_VALUE)
+    if ult(hint, load64(table + TABLE_COUNT)):
+        record = load64(values(table) + 8 * hint)
         if _slot_holds(record, gfn):
             return record
     index = search(table, gfn)
-    record = load64(table + TABLE_HEADER + index * TABLE_ENTRY + ENTRY_VALUE)
+    record = load64(values(table) + 8 * index)
     if _slot_holds(record, gfn):
         store64(s + SLOT_HINT, index)
         return record
@@ -119,15 +130,14 @@ def find_slot(s, vm, gfn):
 def find_attributes(s, vm, gfn):
     """The memory attributes of `gfn`."""
     table, hint = load64(vm + ATTRIBUTES), load64(s + ATTRIBUTE_HINT)
-    if table == 0 or load64(table) == 0:
+    if table == 0 or load64(table + TABLE_COUNT) == 0:
         return 0
-    entry = table + TABLE_HEADER + hint * TABLE_ENTRY
-    if ult(hint, load64(table) - 1) and ule(load64(entry), gfn) and ult(gfn, load64(entry + TABLE_ENTRY)):
-        return load64(entry + ENTRY_VALUE)
+    key = table + TABLE_HEADER + 8 * hint
+    if ult(hint, load64(table + TABLE_COUNT) - 1) and ule(load64(key), gfn) and ult(gfn, load64(key + 8)):
+        return load64(values(table) + 8 * hint)
     index = search(table, gfn)
     store64(s + ATTRIBUTE_HINT, index)
-    entry = table + TABLE_HEADER + index * TABLE_ENTRY
-    return load64(entry + ENTRY_VALUE) if ule(load64(entry), gfn) else 0
+    return load64(values(table) + 8 * index) if ule(load64(table + TABLE_HEADER + 8 * index), gfn) else 0
 
 
 # Exits ----------
@@ -191,14 +201,26 @@ def client_error(s, gpa, error, write):
 CLUSTER = 16  # pages, aligned; a power of two, at most as many as a word of the touched bitmap has
 
 
+@member
+def mark_new_dirty(s, slot, page):
+    """Page `page` of the memslot is not in its dirty log yet: 1 when it is now, 0 when the vCPU has to leave first."""
+    function = load64(load64(s + VM) + MARK_DIRTY)
+    if function != 0:
+        return call3(function, s, slot, page)
+    atomic_or(load64(slot + SLOT_DIRTY) + ((page >> 6) << 3), shl(1, page & 63))
+    return 1
+
+
 @compiled
-def mark_dirty(slot, index):
-    """Note in the dirty log, if there is one, that the slot's page `index` is about to be written."""
+def mark_dirty(s, slot, index):
+    """Note in the dirty log, if there is one, that page `index` of the record is about to be written: 1; 0 to retry."""
     bitmap = load64(slot + SLOT_DIRTY)
-    if bitmap != 0:
-        word, bit = bitmap + ((index >> 6) << 3), shl(1, index & 63)
-        if not load64(word) & bit:
-            atomic_or(word, bit)
+    if bitmap == 0:
+        return 1
+    page = index + load64(slot + SLOT_FIRST)
+    if lshr(load64(bitmap + ((page >> 6) << 3)), page & 63) & 1:
+        return 1
+    return mark_new_dirty(s, slot, page)
 
 
 @compiled
@@ -313,8 +335,8 @@ def resolve(s, gpa, write):
             result = touch(s, slot, index, write)
             if result != 0:
                 return retry(s) if result > 0 else client_error(s, gpa, -result, write)
-    if write:
-        mark_dirty(slot, index)
+    if write and mark_dirty(s, slot, index) == 0:
+        return retry(s)
     if memory == 0:
         store64(s + XLAT_CLIENT, load64(slot + SLOT_CLIENT) + offset)
         store64(s + XLAT_KIND, TO_REMOTE)

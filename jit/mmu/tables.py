@@ -1,8 +1,10 @@
 """Building the tables that fault resolution searches: memslots by gfn, memory attributes as merged ranges.
 
-A table is an int64 array: a header, pairs {first gfn, value} by ascending gfn, an index (layout.py). The functions
-leave their argument alone and return a new table: a copy of 16 bytes an entry, and an index made, some 50 µs for ten
-thousand. The array must live until no vCPU can look at it (layout.py has the protocol).
+A table is an int64 array: a header, the first gfns of its entries, their values, an index (layout.py). It must live
+until no vCPU can look at it (layout.py has the protocol).
+
+A slot table is changed in place where one word does it: another record for a slot, none any more (its entry stays, with
+the value 0), a slot behind all others. Other changes, and all of attributes, make a new table.
 
 The attribute table is a step function: an entry's attributes hold up to the next entry's gfn, 0 is written out, and
 neighbours differ. So a range's size costs nothing.
@@ -18,6 +20,7 @@ from .layout import (
     SLOT_BASE_GFN,
     SLOT_CLIENT,
     SLOT_DIRTY,
+    SLOT_FIRST,
     SLOT_FLAGS,
     SLOT_HOST,
     SLOT_ID,
@@ -26,6 +29,7 @@ from .layout import (
     SLOT_RECORD,
     SLOT_TOUCHED,
     TABLE_BUCKETS,
+    TABLE_CAPACITY,
     TABLE_COUNT,
     TABLE_HEADER,
     TABLE_SHIFT,
@@ -34,7 +38,9 @@ from .layout import (
 Table = np.ndarray
 
 _HEADER = TABLE_HEADER // 8
+_COUNT, _BUCKETS, _SHIFT, _CAPACITY = (at // 8 for at in (TABLE_COUNT, TABLE_BUCKETS, TABLE_SHIFT, TABLE_CAPACITY))
 _MAX_BUCKETS = 2048
+_ROOM = 8  # a slot table has room for an eighth more slots
 
 
 def address(table: Table) -> int:
@@ -45,30 +51,48 @@ def address(table: Table) -> int:
 def table(entries: Iterable[tuple[int, int]] = ()) -> Table:
     """A table of {first gfn, value} entries, in any order."""
     pairs = np.array(sorted(entries), np.int64).reshape(-1, 2)
-    return _joined(pairs)
+    return _build(pairs[:, 0], pairs[:, 1])
 
 
-def entries(of: Table) -> np.ndarray:
-    """A view of the entries: n rows of {first gfn, value}."""
-    return of[_HEADER : _HEADER + 2 * int(of[TABLE_COUNT // 8])].reshape(-1, 2)
+def firsts(of: Table) -> np.ndarray:
+    """A view of the first gfns."""
+    return of[_HEADER : _HEADER + int(of[_COUNT])]
 
 
-def _joined(*parts: np.ndarray) -> Table:
-    count = sum(len(part) for part in parts)
+def values(of: Table) -> np.ndarray:
+    """A view of the values."""
+    begin = _HEADER + int(of[_CAPACITY])
+    return of[begin : begin + int(of[_COUNT])]
+
+
+def entries(of: Table) -> list[tuple[int, int]]:
+    """{first gfn, value} of all entries."""
+    return list(zip(firsts(of).tolist(), values(of).tolist(), strict=True))
+
+
+def _index(of: Table) -> np.ndarray:
+    """A view of the index."""
+    return of[_HEADER + 2 * int(of[_CAPACITY]) :].view(np.uint32)[: int(of[_BUCKETS]) + 1]
+
+
+def _allocate(count: int, capacity: int, buckets: int) -> Table:
+    result = np.zeros(_HEADER + 2 * capacity + (buckets + 2) // 2, np.int64)
+    result[_COUNT], result[_CAPACITY], result[_BUCKETS] = count, capacity, buckets
+    return result
+
+
+def _build(keys: np.ndarray, data: np.ndarray, room: int = 0) -> Table:
+    """A table of these entries, which can take `room` more."""
+    count = len(keys)
     # Between one and two entries a bucket, if they lie evenly.
-    bucket_bits = min((count // 2).bit_length(), _MAX_BUCKETS.bit_length() - 1)
-    buckets = 1 << bucket_bits if count else 0
-    result = np.zeros(_HEADER + 2 * count + (buckets + 2) // 2, np.int64)
-    result[TABLE_COUNT // 8] = count
+    bits = min((count // 2).bit_length(), _MAX_BUCKETS.bit_length() - 1)
+    result = _allocate(count, count + room, 1 << bits if count else 0)
     if count:
-        pairs = entries(result)
-        np.concatenate(parts, out=pairs)
-        firsts = pairs[:, 0]
-        shift = max(0, int(firsts[-1] - firsts[0]).bit_length() - bucket_bits)
-        result[TABLE_BUCKETS // 8], result[TABLE_SHIFT // 8] = buckets, shift
-        beginnings = firsts[0] + (np.arange(buckets + 1, dtype=np.int64) << shift)
-        index = result[_HEADER + 2 * count :].view(np.uint32)
-        index[: buckets + 1] = np.searchsorted(firsts, beginnings, "right") - 1
+        firsts(result)[:], values(result)[:] = keys, data
+        shift = max(0, int(keys[-1] - keys[0]).bit_length() - bits)
+        result[_SHIFT] = shift
+        beginnings = keys[0] + (np.arange((1 << bits) + 1, dtype=np.int64) << shift)
+        _index(result)[:] = np.searchsorted(firsts(result), beginnings, "right") - 1
     return result
 
 
@@ -86,8 +110,12 @@ def slot_record(
     slot_id: int = 0,
     touched: int = 0,
     dirty: int = 0,
+    first: int = 0,
 ) -> ctypes.Array:
-    """A memslot record; `host`, `private`, `touched`, `dirty` are addresses in this process, 0 as layout.py has it."""
+    """A memslot record; `host`, `private`, `touched`, `dirty` are addresses in this process, 0 as layout.py has it.
+
+    `first`: the page of the memslot that the record begins with, and `dirty` is of the whole memslot.
+    """
     record = (ctypes.c_int64 * (SLOT_RECORD // 8))()
     for field, value in (
         (SLOT_BASE_GFN, base_gfn),
@@ -99,6 +127,7 @@ def slot_record(
         (SLOT_ID, slot_id),
         (SLOT_TOUCHED, touched),
         (SLOT_DIRTY, dirty),
+        (SLOT_FIRST, first),
     ):
         record[field // 8] = value
     return record
@@ -114,49 +143,103 @@ def dirty_bytes(npages: int) -> int:
     return -(-npages // 64) * 8
 
 
-def with_slot(slots: Table, base_gfn: int, record: int) -> Table:
-    """The table with one more memslot, or another record for the one at base_gfn."""
-    pairs = entries(slots)
-    at = int(np.searchsorted(pairs[:, 0], base_gfn))
-    after = at + (at < len(pairs) and pairs[at, 0] == base_gfn)
-    return _joined(pairs[:at], np.array([[base_gfn, record]], np.int64), pairs[after:])
+def slots(of: Table) -> list[tuple[int, int]]:
+    """{first gfn, address of the record} of all slots."""
+    return [(gfn, record) for gfn, record in entries(of) if record]
 
 
-def without_slot(slots: Table, base_gfn: int) -> Table:
-    """The table without the memslot at base_gfn; KeyError if there is none."""
-    pairs = entries(slots)
-    at = int(np.searchsorted(pairs[:, 0], base_gfn))
-    if at == len(pairs) or pairs[at, 0] != base_gfn:
+def with_slot(table: Table, base_gfn: int, npages: int, record: int) -> Table:
+    """The table with one more memslot, or another record for the one at base_gfn: this one, changed, or a new one."""
+    keys, data, count = firsts(table), values(table), int(table[_COUNT])
+    at = int(np.searchsorted(keys, base_gfn))
+    here = at < count and keys[at] == base_gfn
+    after = at + here
+    if after == count or keys[after] >= base_gfn + npages:  # else what is left of slots that are gone is in the way
+        if here:
+            data[at] = record
+            return table
+        if count and at == count < table[_CAPACITY]:
+            return _appended(table, base_gfn, record)
+    buckets = int(table[_BUCKETS])
+    if at and not here and (buckets == _MAX_BUCKETS or count < 4 * buckets) and data.all():
+        return _inserted(table, at, base_gfn, record)
+    live = data != 0
+    keys, data = keys[live], data[live]
+    at = int(np.searchsorted(keys, base_gfn))
+    return _build(np.insert(keys, at, base_gfn), np.insert(data, at, record), len(keys) // _ROOM + 1)
+
+
+def _appended(table: Table, base_gfn: int, record: int) -> Table:
+    """In place: an entry behind the last one."""
+    count, capacity = int(table[_COUNT]), int(table[_CAPACITY])
+    table[_HEADER + count], table[_HEADER + capacity + count] = base_gfn, record
+    bucket = -(-(base_gfn - int(table[_HEADER])) >> int(table[_SHIFT]))  # the first one that begins at it or later
+    _index(table)[bucket:] = count
+    table[_COUNT] = count + 1  # last, so that nobody looks for it before it is there
+    return table
+
+
+def _inserted(table: Table, at: int, base_gfn: int, record: int) -> Table:
+    """A copy with an entry in between, and the index shifted: the first entry stays the first."""
+    count = int(table[_COUNT])
+    result = _allocate(count + 1, count + 1 + count // _ROOM, int(table[_BUCKETS]))
+    result[_SHIFT] = table[_SHIFT]
+    for old, new, value in (
+        (firsts(table), firsts(result), base_gfn),
+        (values(table), values(result), record),
+    ):
+        new[:at], new[at], new[at + 1 :] = old[:at], value, old[at:]
+    index = _index(result)
+    index[:] = _index(table)
+    index[-(-(base_gfn - int(table[_HEADER])) >> int(table[_SHIFT])) :] += 1
+    return result
+
+
+def without_slot(table: Table, base_gfn: int) -> Table:
+    """Take the memslot at base_gfn out, in place; KeyError if there is none."""
+    keys = firsts(table)
+    at = int(np.searchsorted(keys, base_gfn))
+    if at == len(keys) or keys[at] != base_gfn or not values(table)[at]:
         raise KeyError(base_gfn)
-    return _joined(pairs[:at], pairs[at + 1 :])
+    values(table)[at] = 0
+    return table
 
 
 # Memory attributes -----
 
 
 def with_attributes(attributes: Table, first: int, end: int, value: int) -> Table:
-    """The table with `value` for the gfns first to end - 1."""
-    pairs = entries(attributes)
-    low = int(np.searchsorted(pairs[:, 0], first, "left"))
-    high = int(np.searchsorted(pairs[:, 0], end, "right"))
-    before = pairs[low - 1, 1] if low else 0
-    after = pairs[high - 1, 1] if high else 0
+    """A new table with `value` for the gfns first to end - 1."""
+    keys, data = firsts(attributes), values(attributes)
+    low = int(np.searchsorted(keys, first, "left"))
+    high = int(np.searchsorted(keys, end, "right"))
+    before = data[low - 1] if low else 0
+    after = data[high - 1] if high else 0
     steps = [(first, value)] if value != before else []
     if value != after:
         steps.append((end, after))
-    return _joined(pairs[:low], np.array(steps, np.int64).reshape(-1, 2), pairs[high:])
+    new = np.array(steps, np.int64).reshape(-1, 2)
+    return _build(
+        np.concatenate((keys[:low], new[:, 0], keys[high:])), np.concatenate((data[:low], new[:, 1], data[high:]))
+    )
+
+
+def have_attributes(attributes: Table, first: int, end: int, value: int) -> bool:
+    """Whether all of the gfns first to end - 1 have these attributes."""
+    keys, data = firsts(attributes), values(attributes)
+    low = int(np.searchsorted(keys, first, "right"))
+    before = data[low - 1] if low else 0
+    return before == value and (low == len(keys) or bool(keys[low] >= end))
 
 
 def attributes_at(attributes: Table, gfn: int) -> int:
     """The attributes of one page."""
-    pairs = entries(attributes)
-    at = int(np.searchsorted(pairs[:, 0], gfn, "right"))
-    return int(pairs[at - 1, 1]) if at else 0
+    at = int(np.searchsorted(firsts(attributes), gfn, "right"))
+    return int(values(attributes)[at - 1]) if at else 0
 
 
 def attribute_ranges(attributes: Table) -> Iterator[tuple[int, int, int]]:
     """(first gfn, end gfn, attributes) of each range that has any."""
-    pairs = entries(attributes).tolist()
-    for (first, value), (end, _) in pairwise(pairs):
+    for (first, value), (end, _) in pairwise(entries(attributes)):
         if value:
             yield first, end, value

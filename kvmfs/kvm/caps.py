@@ -15,12 +15,14 @@ from kvmfs.abi.caps import Cap
 from kvmfs.abi.cpuid_basic import Leaf1Ecx
 from kvmfs.abi.ioctls import Fd
 from kvmfs.abi.limits import (
+    KVM_DIRTY_LOG_MANUAL_CAPS,
     KVM_EXIT_HYPERCALL_VALID_MASK,
     KVM_MAX_MCE_BANKS,
     KVM_MAX_VCPU_IDS,
     KVM_MAX_VCPUS,
     KVM_USER_MEM_SLOTS,
 )
+from kvmfs.abi.memory import KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE
 from kvmfs.abi.msrs import KVM_MSR_EXIT_REASON_VALID_MASK
 from kvmfs.abi.run import KVM_SYNC_X86_VALID_FIELDS
 from kvmfs.abi.vm import (
@@ -36,6 +38,7 @@ from kvmfs.kvm.attributes import supported_attributes
 from kvmfs.kvm.caller import Caller
 from kvmfs.kvm.clock import CLOCK_FLAGS
 from kvmfs.kvm.cpuid import supported_cpuid
+from kvmfs.kvm.dirty import MAX_RING_SIZE
 from kvmfs.kvm.dispatch import Table, fail
 from kvmfs.kvm.words import Cpu
 from kvmfs.kvm.words import Vm as Words
@@ -93,6 +96,9 @@ VALUES: Final[dict[Cap, Callable[[], int]]] = {
     Cap.VM_TYPES: lambda: VM_TYPES,
     Cap.SET_GUEST_DEBUG2: lambda: guest_debug.VALID_MASK,
     Cap.X86_DISABLE_EXITS: lambda: DISABLE_EXITS,
+    Cap.MANUAL_DIRTY_LOG_PROTECT2: lambda: KVM_DIRTY_LOG_MANUAL_CAPS,
+    Cap.DIRTY_LOG_RING: lambda: MAX_RING_SIZE,
+    Cap.DIRTY_LOG_RING_ACQ_REL: lambda: MAX_RING_SIZE,
 }
 
 
@@ -185,6 +191,17 @@ def _max_vcpu_id(vm: Vm, value: int) -> None:
         vm.max_vcpu_ids = value
 
 
+def _manual_dirty_log(vm: Vm, value: int) -> None:
+    allowed = KVM_DIRTY_LOG_MANUAL_CAPS if value & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE else 0
+    if value & ~allowed:
+        fail(errno.EINVAL)
+    vm.dirty.manual = value
+
+
+def _dirty_ring(vm: Vm, value: int) -> None:
+    vm.dirty.enable_ring(value & 0xFFFF_FFFF)
+
+
 ENABLE: Final[dict[Cap, Callable[[Vm, int], None]]] = {
     Cap.DISABLE_QUIRKS: _disable_quirks,
     Cap.DISABLE_QUIRKS2: _disable_quirks2,
@@ -196,12 +213,16 @@ ENABLE: Final[dict[Cap, Callable[[Vm, int], None]]] = {
     Cap.MAX_VCPU_ID: _max_vcpu_id,
     Cap.X86_USER_SPACE_MSR: _user_space_msr,
     Cap.X86_DISABLE_EXITS: _disable_exits,
+    Cap.MANUAL_DIRTY_LOG_PROTECT2: _manual_dirty_log,
+    Cap.DIRTY_LOG_RING: _dirty_ring,
+    Cap.DIRTY_LOG_RING_ACQ_REL: _dirty_ring,
 }
+FLAGS_IGNORED: Final = (Cap.DIRTY_LOG_RING, Cap.DIRTY_LOG_RING_ACQ_REL)
 
 
 @table.ioctl(ioctls.KVM_ENABLE_CAP)
 def _enable_cap(vm: Vm, caller: Caller, arg: EnableCap) -> None:
     enable = ENABLE.get(Cap(arg.cap)) if arg.cap in Cap.__members__.values() else None
-    if arg.flags or enable is None:
+    if enable is None or (arg.flags and arg.cap not in FLAGS_IGNORED):
         fail(errno.EINVAL)
     enable(vm, arg.args[0])

@@ -17,12 +17,12 @@ from kvmfs.jit.cpu import block as code
 from kvmfs.jit.cpu import optable
 from kvmfs.jit.layout import Layout
 from kvmfs.jit.mmu import layout as mmu
-from kvmfs.kvm import client_memory, enter
+from kvmfs.kvm import client_memory, dirty_pages, enter
 from kvmfs.kvm.block import Block
 from kvmfs.kvm.tsc import measure_khz
 
 ARENA_SIZE: Final = 32 << 20
-GROUPS: Final = (enter.group, client_memory.group)
+GROUPS: Final = (enter.group, client_memory.group, dirty_pages.group)
 
 
 class _Memory:
@@ -53,6 +53,9 @@ class Compiled:
             ("reload_pdptes", 1),
             ("read_phys", 4),
             ("write_phys", 4),
+            ("take_dirty", 3),
+            ("clear_dirty", 3),
+            ("reset_ring", 3),
         ):
             setattr(self, name, build.function(name, arity))
         self.rdtsc = build.function("host_tsc", 0)
@@ -68,6 +71,9 @@ class Compiled:
     translate_debug: Callable[[int, int], int]
     read_phys: Callable[[int, int, int, int], int]
     write_phys: Callable[[int, int, int, int], int]
+    take_dirty: Callable[[int, int, int], int]
+    clear_dirty: Callable[[int, int, int], int]
+    reset_ring: Callable[[int, int, int], int]
 
     def address(self, name: str) -> int:
         return int(ctypes.c_int64.from_address(self._table + 8 * self._slots[name]).value)

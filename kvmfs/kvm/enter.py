@@ -46,9 +46,11 @@ from kvmfs.jit.raw import (
     zext32,
 )
 from kvmfs.kvm import words as W
+from kvmfs.kvm.dirty_pages import RESERVE
 from kvmfs.kvm.exits import (
     AGAIN,
     COMPLETE_PIO,
+    EXIT_DIRTY_RING_FULL,
     EXIT_INTR,
     EXIT_REASON,
     EXIT_SHUTDOWN,
@@ -83,6 +85,8 @@ RUN_PAGE, PHASE, RESULT, WANTED = Cpu.RUN, Cpu.PHASE, Cpu.RESULT, Cpu.WANTED
 HAS_RUN, LAPIC, MP_STATE, COMPLETION = Cpu.HAS_RUN, Cpu.LAPIC, Cpu.MP_STATE, Cpu.COMPLETION
 APIC_EVENTS, TRIPLE_FAULT, MMIO_DONE, EVENT_LOG = Cpu.APIC_EVENTS, Cpu.TRIPLE_FAULT, Cpu.MMIO_DONE, Cpu.EVENT_LOG
 CLOCK_DUE = Cpu.CLOCK_DUE
+RING, RING_MASK, RING_SOFT, RING_STOP = Cpu.RING, Cpu.RING_MASK, Cpu.RING_SOFT, Cpu.RING_STOP
+RING_DIRTY, RING_RESET = Cpu.RING_DIRTY, Cpu.RING_RESET
 IRQCHIP, VCPUS, VCPU_COUNT = Vm.IRQCHIP, Vm.VCPUS, Vm.VCPU_COUNT
 
 # struct kvm_run
@@ -321,10 +325,27 @@ def prepare(s):
 
 
 @compiled
+def ring_is_full(s):
+    """kvm_dirty_ring_soft_full."""
+    return load64(s + RING) != 0 and load64(s + RING_DIRTY) - load64(s + RING_RESET) >= load64(s + RING_SOFT)
+
+
+@compiled
+def run_guest(s):
+    """Run: EXIT. An instruction that the dirty ring has hardly room for is put off, to be executed after the exit."""
+    store64(s + RING_STOP, load64(s + RING_MASK) + 1 - RESERVE)
+    reason = call(s, RUN)
+    store64(s + RING_STOP, load64(s + RING_MASK) + 1)
+    return reason
+
+
+@compiled
 def go(s):
     """vcpu_run, once: AGAIN, or LEAVE with RESULT."""
     if load64(s + MP_STATE) != RUNNABLE:
         return AGAIN if block(s) else leave(s, EXIT_INTR, -EINTR)
+    if ring_is_full(s):
+        return leave(s, EXIT_DIRTY_RING_FULL, 0)
     if load64(s + CLOCK_DUE) != 0:
         store64(s + RESULT, service(s, W.NEEDS_CLOCK))
         return LEAVE
@@ -337,7 +358,7 @@ def go(s):
     store64(s + S.IRQ_WINDOW, window)
     if window | load64(s + S.INTR_REQUEST) | load64(s + S.NMI_PENDING):
         atomic_or(s + S.REQUEST, S.REQ_EVENT)
-    return convert(s, call(s, RUN))
+    return convert(s, run_guest(s))
 
 
 @group.add

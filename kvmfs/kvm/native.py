@@ -54,5 +54,14 @@ class Native(Protocol):
     def write_phys(self, cpu: int, gpa: int, size: int, buffer: int) -> int:
         """Copy to guest memory, dirty-logged: 0 or -errno."""
 
+    def take_dirty(self, bitmap: int, words: int, into: int) -> int:
+        """Move the words of a dirty bitmap elsewhere, leaving zeros: 1 if a bit was set."""
+
+    def clear_dirty(self, bitmap: int, words: int, mask: int) -> int:
+        """Clear the bits of a dirty bitmap that are set in a mask: 1 if one of them was set."""
+
+    def reset_ring(self, cpu: int, bitmaps: int, slots: int) -> int:
+        """Take back the entries of a vCPU's dirty ring that the client has harvested: how many."""
+
     def rdtsc(self) -> int:
         """The host's time stamp counter."""

@@ -7,11 +7,26 @@ ones any more, what the old table led to may go. All changes of one VM are made 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from kvmfs.jit.mmu import layout as mmu
 from kvmfs.kvm.block import Block
 from kvmfs.kvm.native import Native
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What fault resolution sees of a memslot, or of a piece of it; to be kept while a vCPU may look at it."""
+
+    gfn: int
+    pages: int
+    memory: Any
+
+    @property
+    def address(self) -> int:
+        return ctypes.addressof(self.memory)
 
 
 class Publisher:
@@ -57,22 +72,26 @@ class Publisher:
 
     def have_attributes(self, first: int, end: int, value: int) -> bool:
         """Whether all of the range has these attributes already (kvm_range_has_memory_attributes)."""
-        after = self._tables.with_attributes(self.attributes, first, end, value)
-        return after.size == self.attributes.size and bool((after == self.attributes).all())
+        return bool(self._tables.have_attributes(self.attributes, first, end, value))
 
-    def change_slots(self, remove: list[int], add: list[tuple[int, Any]]) -> None:
-        """Take the records at these gfns out of the table and put others in: {gfn, record}, as one change."""
-        old = table = self.slots
-        for gfn in remove:
-            table = self._tables.without_slot(table, gfn)
-        for gfn, record in add:
-            table = self._tables.with_slot(table, gfn, ctypes.addressof(record))
-        self.slots = table
+    def change_slots(self, remove: Iterable[Record], add: Iterable[Record]) -> None:
+        """Take records out of the table and put others in.
+
+        vCPUs may see one of them before the other, and all of them when this returns.
+        """
+        added = {record.gfn for record in add}
+        table = self.slots
+        for record in remove:
+            if record.gfn not in added:
+                table = self._tables.without_slot(table, record.gfn)
+        for record in add:
+            table = self._tables.with_slot(table, record.gfn, record.pages, record.address)
+        self.slots, old = table, self.slots
         self._swap(mmu.SLOTS, old, table)
 
-    def record(self, base_gfn: int, npages: int, **fields: int) -> Any:
+    def record(self, base_gfn: int, npages: int, **fields: int) -> Record:
         """A memslot record (jit/mmu/tables.py: slot_record)."""
-        return self._tables.slot_record(base_gfn, npages, **fields)
+        return Record(base_gfn, npages, self._tables.slot_record(base_gfn, npages, **fields))
 
     def touched_bytes(self, npages: int) -> int:
         return int(self._tables.touched_bytes(npages))

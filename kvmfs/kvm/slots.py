@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import ctypes
 import errno
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from kvmfs.abi import ioctls
@@ -29,7 +30,7 @@ from kvmfs.kvm.dispatch import Table, fail
 from kvmfs.kvm.guest_memfd import GuestMemfd
 from kvmfs.kvm.hostcpu import host_cpu
 from kvmfs.kvm.mapping import Mapping
-from kvmfs.kvm.publish import Publisher
+from kvmfs.kvm.publish import Publisher, Record
 from kvmfs.kvm.regions import Adopted, Piece, Regions, release
 
 if TYPE_CHECKING:
@@ -57,8 +58,11 @@ class Bits:
             self._memory = (ctypes.c_uint64 * (size // 8))()
             self.address = ctypes.addressof(self._memory)
 
-    def bytes(self) -> bytes:
-        return ctypes.string_at(self.address, self.size)
+    def fill(self, count: int) -> None:
+        """Set the first `count` bits."""
+        ctypes.memset(self.address, 0xFF, count // 8)
+        if count % 8:
+            ctypes.c_uint8.from_address(self.address + count // 8).value = (1 << count % 8) - 1
 
 
 class MemorySlot:
@@ -71,27 +75,25 @@ class MemorySlot:
         self.gmem: GuestMemfd | None = None
         self.private: Mapping | None = None
         self.touched: list[Bits] = []
-        self.dirty: list[Bits] = []
-        self.records: list[tuple[int, Any]] = []
+        self.dirty: Bits | None = None
+        self.records: list[Record] = []
 
     @property
     def end_gfn(self) -> int:
         return self.base_gfn + self.npages
 
     def build_records(self, publisher: Publisher) -> None:
-        """What fault resolution is to see of the slot as it is now: {gfn, record}."""
+        """What fault resolution is to see of the slot as it is now."""
         flags = (
             (mmu.SLOT_READONLY if self.flags & KVM_MEM_READONLY else 0)
             | (mmu.SLOT_HAS_GMEM if self.flags & KVM_MEM_GUEST_MEMFD else 0)
             | (mmu.SLOT_LOG_DIRTY if self.flags & KVM_MEM_LOG_DIRTY_PAGES else 0)
         )
         pages = [piece.length // PAGE_SIZE for piece in self.pieces]
-        if self.flags & KVM_MEM_LOG_DIRTY_PAGES and not self.dirty:
-            self.dirty = [Bits(publisher.dirty_bytes(count)) for count in pages]
         if not self.touched:
             self.touched = [Bits(publisher.touched_bytes(count)) for count in pages]
         self.records = []
-        for index, (piece, touched) in enumerate(zip(self.pieces, self.touched, strict=True)):
+        for piece, touched in zip(self.pieces, self.touched, strict=True):
             page = (piece.address - self.userspace_addr) // PAGE_SIZE
             record = publisher.record(
                 self.base_gfn + page,
@@ -102,9 +104,10 @@ class MemorySlot:
                 flags=flags | (mmu.SLOT_ANONYMOUS if isinstance(piece.owner, Adopted) else 0),
                 slot_id=self.id,
                 touched=touched.address if piece.host else 0,
-                dirty=self.dirty[index].address if self.dirty else 0,
+                dirty=self.dirty.address if self.dirty else 0,
+                first=page,
             )
-            self.records.append((self.base_gfn + page, record))
+            self.records.append(record)
 
     def free(self) -> None:
         """After the slot is out of the table: its memory is ours no more."""
@@ -123,6 +126,9 @@ class Memory:
         self._regions = Regions(vm.maps)
         self._by_id: dict[int, MemorySlot] = {}
         self._by_gfn: list[MemorySlot] = []  # sorted, disjoint
+
+    def __iter__(self) -> Iterator[MemorySlot]:
+        return iter(self._by_id.values())
 
     def get(self, slot_id: int) -> MemorySlot | None:
         return self._by_id.get(slot_id)
@@ -158,8 +164,10 @@ class Memory:
                 fail(errno.EINVAL)
             readonly = bool(slot.flags & KVM_MEM_READONLY)
             slot.pieces = self._regions.reach(caller, slot.userspace_addr, slot.npages * PAGE_SIZE, readonly=readonly)
+            self._log_dirty(slot)
             slot.build_records(publisher)
         except BaseException:
+            self._vm.dirty.forget(slot)
             slot.free()
             raise
         self._insert(slot)
@@ -167,7 +175,8 @@ class Memory:
 
     def delete(self, slot: MemorySlot) -> None:
         self._remove(slot)
-        self._vm.publisher.change_slots([gfn for gfn, _ in slot.records], [])
+        self._vm.publisher.change_slots(slot.records, [])
+        self._vm.dirty.forget(slot)
         slot.free()
 
     def move(self, slot: MemorySlot, base_gfn: int, flags: int) -> None:
@@ -183,16 +192,25 @@ class Memory:
         """Dirty logging on or off."""
         slot.flags = flags
         before = slot.dirty
-        if not flags & KVM_MEM_LOG_DIRTY_PAGES:
-            slot.dirty = []
+        self._log_dirty(slot)
         self._republish(slot)
         del before  # vCPUs may have written there until now
+
+    def _log_dirty(self, slot: MemorySlot) -> None:
+        """Have the bitmap that the slot's flags ask for (kvm_prepare_memory_region)."""
+        if not slot.flags & KVM_MEM_LOG_DIRTY_PAGES:
+            slot.dirty = None
+        elif slot.dirty is None:
+            slot.dirty = Bits(self._vm.publisher.dirty_bytes(slot.npages))
+            if self._vm.dirty.initially_set:
+                slot.dirty.fill(slot.npages)
+        self._vm.dirty.note(slot)
 
     def _republish(self, slot: MemorySlot) -> None:
         """Replace the slot's records by new ones."""
         old = slot.records  # to be kept as long as a vCPU may look at them
         slot.build_records(self._vm.publisher)
-        self._vm.publisher.change_slots([gfn for gfn, _ in old], slot.records)
+        self._vm.publisher.change_slots(old, slot.records)
 
     def lose_gmem(self, slots: list[MemorySlot]) -> None:
         """The file behind these slots' private side has been closed."""
@@ -201,16 +219,6 @@ class Memory:
             self._republish(slot)
             if private:
                 private.close()
-
-    def take_dirty(self, slot: MemorySlot) -> bytes:
-        """The bitmap of pages written since last time, in whole longs; logging starts anew."""
-        before, slot.dirty = slot.dirty, []
-        self._republish(slot)
-        bitmap = 0
-        for piece, bits in zip(slot.pieces, before, strict=True):
-            page = (piece.address - slot.userspace_addr) // PAGE_SIZE
-            bitmap |= int.from_bytes(bits.bytes(), "little") << page
-        return bitmap.to_bytes(-(-slot.npages // 64) * 8, "little")
 
 
 def _check_flags(vm: Vm, flags: int) -> None:

@@ -53,6 +53,7 @@ from kvmfs.kvm.caller import Caller
 from kvmfs.kvm.clock import VcpuClock
 from kvmfs.kvm.cpu_state import RFLAGS_FIXED, CpuState
 from kvmfs.kvm.cpuid import supported_cpuid
+from kvmfs.kvm.dirty import RING_OFFSET
 from kvmfs.kvm.dispatch import Table, fail
 from kvmfs.kvm.guest_cpuid import GuestCpuid
 from kvmfs.kvm.hostcpu import host_cpu
@@ -83,7 +84,7 @@ class Vcpu:
         self.id = vcpu_id
         self.index = index
         self.name = f"vcpu{vcpu_id}"
-        self.size = VCPU_MMAP_SIZE
+        self.size = RING_OFFSET + vm.dirty.ring_size if vm.dirty.ring_size else VCPU_MMAP_SIZE
         self.memfd = os.memfd_create(f"kvm-vcpu:{vcpu_id}", os.MFD_CLOEXEC)
         os.ftruncate(self.memfd, self.size)
         self._page = mmap.mmap(self.memfd, self.size)
@@ -122,6 +123,7 @@ class Vcpu:
         waits = self.lapic is not None and not self.is_reset_bsp
         state[Cpu.MP_STATE] = KVM_MP_STATE_UNINITIALIZED if waits else KVM_MP_STATE_RUNNABLE
         state[Cpu.EVENT_LOG] = self.vm.log.enabled
+        self.vm.dirty.give_ring(self)
         if self.vm.has_quirk(KVM_X86_QUIRK_STUFF_FEATURE_MSRS):
             self.msr[M.MSR_IA32_ARCH_CAPABILITIES] = msrs.ARCH_CAPABILITIES
             self.msr[M.MSR_PLATFORM_INFO] = B.MSR_PLATFORM_INFO_CPUID_FAULT

@@ -20,6 +20,7 @@ from kvmfs.kvm.block import Block
 from kvmfs.kvm.caller import Caller
 from kvmfs.kvm.client_maps import ClientMaps
 from kvmfs.kvm.clock import Clock
+from kvmfs.kvm.dirty import DirtyTracking
 from kvmfs.kvm.dispatch import Table, fail
 from kvmfs.kvm.eventlog import EventLog
 from kvmfs.kvm.msr_filter import MsrFilter
@@ -65,6 +66,7 @@ class Vm:
         native.prepare_vm(self.block.address)
         self.publisher = Publisher(self.block, native)
         self.memory = Memory(self)
+        self.dirty = DirtyTracking(self)
 
         self.vcpus: dict[int, Vcpu] = {}  # by id
         self.created_vcpus = 0

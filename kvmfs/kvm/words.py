@@ -35,6 +35,12 @@ class Cpu:
     MMIO_DONE = _at + _l.u64()  # fragments of the MMIO write queue that have been reported
     EVENT_LOG = _at + _l.u64()  # 1: memory faults are to be logged
     CLOCK_DUE = _at + _l.u64()  # the guest's kvmclock page is to be written
+    RING = _at + _l.u64()  # address of the dirty ring's entries, 0: none
+    RING_MASK = _at + _l.u64()  # their number, a power of two, less one
+    RING_SOFT = _at + _l.u64()  # so many used: the guest is not entered
+    RING_STOP = _at + _l.u64()  # so many used: no page may be written that is not in the ring yet
+    RING_DIRTY = _at + _l.u64()  # entries made, ever
+    RING_RESET = _at + _l.u64()  # entries taken back, ever
     assert _l.size <= 512
 
 

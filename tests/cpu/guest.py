@@ -45,7 +45,7 @@ class Guest:
         record = tables.slot_record(
             0, pages, host=self.ram.address, client=self.ram.address, touched=ctypes.addressof(self._touched)
         )
-        self._keep = [record, tables.with_slot(tables.table(), 0, ctypes.addressof(record)), tables.table([(0, 0)])]
+        self._keep = [record, tables.table([(0, ctypes.addressof(record))]), tables.table([(0, 0)])]
         self._poke(self.vm.address + M.SLOTS, tables.address(self._keep[1]))
         self._poke(self.vm.address + M.ATTRIBUTES, tables.address(self._keep[2]))
         self[S.FUNCTIONS], self[S.VM], self[S.TLB_BASE] = build.load(), self.vm.address, self._tlb.address

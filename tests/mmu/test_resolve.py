@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 from errno import EAGAIN, EFAULT, EINTR
 
@@ -246,12 +247,39 @@ def test_random_attribute_changes_agree_with_a_dict() -> None:
 
 def test_slot_table_stays_sorted() -> None:
     table = tables.table([(30, 3), (10, 1)])
-    table = tables.with_slot(table, 20, 2)
-    table = tables.with_slot(table, 30, 4)
-    assert tables.entries(table).tolist() == [[10, 1], [20, 2], [30, 4]]
-    assert tables.entries(tables.without_slot(table, 20)).tolist() == [[10, 1], [30, 4]]
-    with pytest.raises(KeyError):
-        tables.without_slot(table, 11)
+    table = tables.with_slot(table, 20, 1, 2)
+    table = tables.with_slot(table, 30, 1, 4)
+    assert tables.slots(table) == [(10, 1), (20, 2), (30, 4)]
+    assert tables.slots(tables.without_slot(table, 20)) == [(10, 1), (30, 4)]
+    for gfn in (11, 20):
+        with pytest.raises(KeyError):
+            tables.without_slot(table, gfn)
+
+
+def test_slots_that_come_and_go_are_found_where_they_are() -> None:
+    rng = random.Random(7)
+    machine = Machine()
+    table, pages, records = tables.table(), {}, []
+    in_place = 0
+    for turn in range(1500):
+        gfn, size = rng.choice((rng.randrange(3000), 3000 + turn)), rng.randrange(1, 5)
+        if rng.randrange(3) == 0 and pages:
+            gfn = rng.choice(list(pages))[0]
+            table = tables.without_slot(table, gfn)
+            pages = {key: host for key, host in pages.items() if key[0] != gfn}
+        elif not any(first < gfn + size and gfn < first + length for first, length in pages):
+            host = (turn + 1) << 40
+            records.append(tables.slot_record(gfn, size, host=host))
+            before, table = table, tables.with_slot(table, gfn, size, ctypes.addressof(records[-1]))
+            in_place += before is table
+            pages[gfn, size] = host
+        machine.vm[M.SLOTS] = tables.address(table)
+        for page in {0, gfn - 1, gfn, gfn + size - 1, gfn + size, rng.randrange(5000)} - {-1}:
+            found = [
+                host + (page - first << 12) for (first, length), host in pages.items() if 0 <= page - first < length
+            ]
+            assert [machine("resolve", page << 12, 0)] == (found or [0])
+    assert in_place > 200
 
 
 # KVM_PRE_FAULT_MEMORY ----------

@@ -155,6 +155,23 @@ class FakeNative:
     def write_phys(self, cpu: int, gpa: int, size: int, buffer: int) -> int:
         return -errno.EFAULT
 
+    def take_dirty(self, bitmap: int, words: int, into: int) -> int:
+        found = ctypes.string_at(bitmap, 8 * words)
+        ctypes.memmove(into, found, 8 * words)
+        ctypes.memset(bitmap, 0, 8 * words)
+        return int(any(found))
+
+    def clear_dirty(self, bitmap: int, words: int, mask: int) -> int:
+        have, wanted = ((ctypes.c_uint64 * words).from_address(at) for at in (bitmap, mask))
+        found = 0
+        for i in range(words):
+            found |= have[i] & wanted[i]
+            have[i] &= ~wanted[i]
+        return int(bool(found))
+
+    def reset_ring(self, cpu: int, bitmaps: int, slots: int) -> int:
+        return 0
+
     def rdtsc(self) -> int:
         self.ticks += 1000
         return self.ticks
@@ -162,7 +179,7 @@ class FakeNative:
 
 def find_slot(vm: Vm, gfn: int) -> dict[str, int] | None:
     """What fault resolution would see of a guest page."""
-    for first, address in tables.entries(vm.publisher.slots).tolist():
+    for first, address in tables.slots(vm.publisher.slots):
         words = (ctypes.c_int64 * (mmu.SLOT_RECORD // 8)).from_address(address)
         pages = words[mmu.SLOT_NPAGES // 8]
         if first <= gfn < first + pages:

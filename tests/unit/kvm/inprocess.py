@@ -12,10 +12,12 @@ from kvmfs.jit import state as S
 
 from kvmfs.abi import ioctls
 from kvmfs.abi import msr_bits as B
+from kvmfs.abi.caps import Cap
 from kvmfs.abi.cpuid import Cpuid2
 from kvmfs.abi.memory import UserspaceMemoryRegion2
 from kvmfs.abi.run import Run
 from kvmfs.abi.vcpu import Regs, Sregs
+from kvmfs.abi.vm import EnableCap
 from kvmfs.kvm.caller import Backing, Kind, Node
 from kvmfs.kvm.cpuid import supported_cpuid
 from kvmfs.kvm.vm import create_vm
@@ -76,9 +78,11 @@ class ThisProcess:
 class Machine:
     """One vCPU in 64-bit mode at CODE, MEMORY bytes and the 1 GiB above MMIO mapped one to one."""
 
-    def __init__(self, code: str, *, kind: int = 0, irqchip: bool = False, shared: bool = True) -> None:
+    def __init__(self, code: str, *, kind: int = 0, irqchip: bool = False, shared: bool = True, ring: int = 0) -> None:
         self.client = ThisProcess()
         self.vm = create_vm(kind=kind, client=os.getpid(), passthrough=True)
+        if ring:
+            self.call(self.vm, ioctls.KVM_ENABLE_CAP, EnableCap(cap=Cap.DIRTY_LOG_RING_ACQ_REL, args=(ring,)))
         if irqchip:
             self.call(self.vm, ioctls.KVM_CREATE_IRQCHIP)
         number = self.call(self.vm, ioctls.KVM_CREATE_VCPU)

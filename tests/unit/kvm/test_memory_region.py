@@ -77,7 +77,7 @@ REFUSED = {
 def test_refused(protected: Vm, client: FakeClient, what: str) -> None:
     error = errno.EBADF if "no file" in what else errno.EINVAL
     assert client.fails(protected, REGION2, REFUSED[what]) == error
-    assert len(tables.entries(protected.publisher.slots)) == 0
+    assert len(tables.slots(protected.publisher.slots)) == 0
 
 
 def test_flags_are_checked_before_all_else(protected: Vm, client: FakeClient) -> None:

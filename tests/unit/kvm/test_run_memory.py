@@ -14,7 +14,7 @@ from kvmfs.abi import ioctls
 from kvmfs.abi.exits import Exit
 from kvmfs.abi.memory import CreateGuestMemfd, MemoryAttributes, PreFaultMemory
 from kvmfs.abi.vcpu import Translation
-from tests.unit.kvm.inprocess import DATA, MEMORY, MMIO, PAGE, STACK, Machine, run_in_thread
+from tests.unit.kvm.inprocess import DATA, MEMORY, MMIO, PAGE, Machine, run_in_thread
 
 HLT = "f4"
 OUT80 = "e680"  # out 0x80, al
@@ -106,22 +106,3 @@ def test_a_slot_is_gone_when_its_deletion_returns() -> None:
     machine.set_slot(1, 0, 0, 0)
     thread.join()
     assert (machine.page.exit_reason, machine.page.mmio.phys_addr) == (Exit.MMIO, MMIO)
-
-
-def test_dirty_log_of_a_running_guest() -> None:
-    from kvmfs.abi.memory import DirtyLog
-
-    machine = Machine(STORE + OUT80 + STORE + HLT)
-    machine.set_slot(0, 0, machine.memory, MEMORY, flags=1)
-    bitmap = (ctypes.c_uint64 * (MEMORY // PAGE // 64))()
-    log = DirtyLog(slot=0, dirty_bitmap=ctypes.addressof(bitmap))
-    machine.set_regs(rbx=DATA)
-    machine.run()
-    machine.call(machine.vm, ioctls.KVM_GET_DIRTY_LOG, log)
-    assert bitmap[0] >> DATA // PAGE & 1
-    assert not bitmap[0] >> STACK // PAGE & 1
-    machine.call(machine.vm, ioctls.KVM_GET_DIRTY_LOG, log)
-    assert not bitmap[0]
-    machine.run()
-    machine.call(machine.vm, ioctls.KVM_GET_DIRTY_LOG, log)
-    assert bitmap[0] >> DATA // PAGE & 1

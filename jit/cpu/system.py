@@ -2,6 +2,7 @@
 
 from .. import state as S
 from ..build import Group, compiled
+from ..machine_code import machine_code
 from ..mmu.group import TLB_FLUSH
 from ..raw import call2, fence, load8, load32, load64, lshr, rdtsc, shl, store64, syscall, umulh, zext32
 from . import features
@@ -12,6 +13,8 @@ from .record import AUX, NEXT, OFFSET, OSIZE
 from .supervisor import derive_mode
 
 group = Group("system", __name__)
+
+host_lfence = machine_code("host_lfence", 0, ["lfence"], ())  # RDTSC waits for nothing else
 
 CPUID_RECORD = 40
 SIGNIFICANT_INDEX = 1
@@ -59,20 +62,45 @@ def set_four(s, a, b, c, d):
     return 0
 
 
+XSAVE_HEADER_END = 576
+XSAVEC, XSAVES = 2, 8  # of leaf 0xD.1 EAX
+
+
+@compiled
+def xsave_area(s, compacted):
+    """Bytes of an XSAVE area for what XCR0 has, from the components' leaves (xstate_required_size)."""
+    size, components = XSAVE_HEADER_END, load64(s + S.XCR0) >> 2
+    for number in range(2, 63):
+        if components == 0:
+            break
+        entry = find_leaf(s, 0xD, number) if components & 1 else 0
+        components >>= 1
+        if entry != 0:
+            offset = load32(entry + 16)
+            if compacted:
+                offset = (size + 63) & -64 if load32(entry + 20) & 2 else size
+            end = offset + load32(entry + 12)
+            size = end if end > size else size
+    return size
+
+
 @group.add
 def cpuid(s, r):
-    """What the embedder's table says, as KVM's kvm_cpuid; OSXSAVE and OSPKE follow CR4."""
+    """What the embedder's table says, as KVM's kvm_cpuid; OSXSAVE and OSPKE follow CR4, XSAVE areas XCR0."""
     function, index = zext32(load64(s + S.RAX)), zext32(load64(s + S.RCX))
     entry = find_leaf(s, function, index)
     if entry == 0:
         entry = leaf_out_of_range(s, function, index)
     if entry != 0:
-        c, d, cr4 = load32(entry + 20), load32(entry + 24), load64(s + S.CR4)
+        a, b, c, d = load32(entry + 12), load32(entry + 16), load32(entry + 20), load32(entry + 24)
+        cr4 = load64(s + S.CR4)
         if function == 1:
             c = c & ~OSXSAVE | (OSXSAVE if cr4 & S.CR4_OSXSAVE else 0)
         elif function == 7 and index == 0:
             c = c & ~OSPKE | (OSPKE if cr4 & S.CR4_PKE else 0)
-        set_four(s, load32(entry + 12), load32(entry + 16), c, d)
+        elif function == 0xD and (index == 0 or (index == 1 and a & (XSAVEC | XSAVES) != 0)):
+            b = xsave_area(s, index)
+        set_four(s, a, b, c, d)
     else:
         set_four(s, 0, 0, 0, 0)
         if function == 0xB or function == 0x1F:
@@ -277,6 +305,7 @@ def swapgs_group(s, r):
     if number == 1 and has(s, RDTSCP_WORD, RDTSCP_BIT):
         if load64(s + S.CR4) & S.CR4_TSD and load64(s + S.CPL) != 0:
             return fault(s, r, S.GP, 0, 1)
+        host_lfence()
         set_edx_eax(s, guest_tsc(s))
         store64(s + S.RCX, zext32(load64(s + S.TSC_AUX)))
         return leave_next(s, r)
@@ -320,6 +349,7 @@ for _name, _seg in (("fs", S.FS), ("gs", S.GS)):
 def barrier(s, r):
     """Fences, WBINVD, INVD: the host's memory order is the guest's, and there is no cache to write back."""
     fence()
+    host_lfence()
     return leave_next(s, r)
 
 

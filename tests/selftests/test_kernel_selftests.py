@@ -55,6 +55,7 @@ PROGRAMS = [
     Program("x86_64/tsc_msrs_test"),
     Program("x86_64/kvm_pv_test"),
     Program("x86_64/exit_on_emulation_failure_test"),
+    Program("x86_64/tsc_scaling_sync", seconds=240),
 ]
 
 

@@ -10,11 +10,15 @@ from kvmfs.jit import state as S
 from kvmfs.abi import ioctls
 from kvmfs.abi import msr_index as M
 from kvmfs.abi.cpuid import Cpuid2
+from kvmfs.abi.cpuid_basic import LeafD_1Eax
+from kvmfs.abi.vcpu import Sregs
+from kvmfs.kvm import guest_cpuid, xstate
 from kvmfs.kvm.cpuid import supported_cpuid
 from kvmfs.kvm.vcpu import Vcpu
 from kvmfs.kvm.words import Cpu
 from tests.unit.kvm.calls import cpuid_of_all, set_msr
 from tests.unit.kvm.fakes import FakeClient
+from tests.unit.kvm.inprocess import Machine
 
 
 def test_cpuid_comes_back(vcpu: Vcpu, client: FakeClient) -> None:
@@ -61,3 +65,22 @@ def test_a_guest_without_a_feature_cannot_use_it(vcpu: Vcpu, client: FakeClient)
     cpuid_of_all(client, vcpu, {7: {"ebx": 0}})
     assert vcpu.state[S.FEATURES] != everything
     assert vcpu.state[S.CR4_RESERVED] & S.CR4_SMEP
+
+
+@pytest.mark.parametrize("leaf", [0, 1])
+def test_xsave_area_follows_xcr0(leaf: int) -> None:
+    """CPUID as soon as XSETBV is done, in the guest and for the client."""
+    machine = Machine("0f01d1" + "b80d000000" + f"b9{leaf:02x}000000" + "0fa2f4")  # xsetbv; cpuid 0xd, leaf
+    sregs = machine.get(ioctls.KVM_GET_SREGS, Sregs)
+    sregs.cr4 |= S.CR4_OSXSAVE
+    machine.call(machine.vcpu, ioctls.KVM_SET_SREGS, sregs)
+    xcr0 = supported_cpuid().xcr0
+    machine.set_regs(rax=xcr0, rcx=0, rdx=0)
+    machine.run()
+    compacts = supported_cpuid().has(LeafD_1Eax.XSAVEC) or supported_cpuid().has(LeafD_1Eax.XSAVES)
+    size = xstate.required_size(xcr0, compacted=bool(leaf)) if not leaf or compacts else 0
+    assert machine.regs.rbx == size
+    guest_cpuid.update_runtime(machine.vcpu, machine.vcpu.cpuid)
+    entry = machine.vcpu.cpuid.find(0xD, leaf)
+    assert entry is not None
+    assert entry.ebx == size

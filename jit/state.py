@@ -86,9 +86,11 @@ IS_AMD = _l.u64()  # 1: the guest's CPUID says AMD or Hygon, where processors di
 PERSONALITY = _l.u64()  # PERSONALITY_* below
 
 # FPU and vector state (XSAVE components 0..2 and room for AVX-512)
-FCW, FSW, FTW, FOP, FIP, FDP, FCS, FDS = (_l.u64() for _ in range(8))  # FTW abridged: bit set = register valid
+FX = _l.bytes(512, align=64)  # an FXSAVE image for the host's x87 unit (cpu/x87_unit.py); what counts in it:
+FCW, FSW, FTW = FX, FX + 2, FX + 4  # u16, u16, and u8 abridged: bit set = register in use
+ST = FX + 32  # from the top of the stack, 80 bits in 16 bytes; MMX registers when TOP is 0
+FOP, FIP, FDP, FCS, FDS = (_l.u64() for _ in range(5))  # of the last instruction that was not a control instruction
 MXCSR = _l.u64()
-ST = _l.bytes(16 * 8, align=16)  # physical x87 registers R0..R7, 80 bits in 16 bytes
 VEC = _l.bytes(64 * 32, align=64)  # ZMM0..31; XMMn is the low 16 bytes
 
 IMAGE = _l.bytes(1024, align=64)  # an FXSAVE or XSAVE image in the making
@@ -229,6 +231,7 @@ MODE_NO_AVX = 4096  # not CR4.OSXSAVE, or XCR0 without SSE or AVX: VEX-encoded o
 MODE_UNPRIVILEGED = 8192  # CPL is not 0
 MODE_BREAK = 16384  # a breakpoint on code is armed: blocks of its page are stepped through
 MODE_SLOW = MODE_STEP | MODE_BREAK
+MODE_EM = 32768  # CR0.EM: x87 instructions raise #NM, MMX ones #UD
 
 # PIO_STATE and MMIO_STATE.
 IO_NONE = 0

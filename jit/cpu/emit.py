@@ -243,6 +243,8 @@ def emit_bare(s, entry, slot):
     if kind1 == T.IMM and kind2 == T.IMM:
         store8(r + R.AUX, load64(s + S.D_IMM))
         store64(r + R.IMM, load64(s + S.D_FIRST))
+    if load64(entry + 8 * T.ATTRIBUTES) & T.ATTR_X87:
+        store64(r + R.SRC, (load64(s + S.D_OPCODE) & 7) << 8 | load64(s + S.D_MODRM))
     store64(r + R.SEG_PTR, load64(s + S.D_SEGMENT))
     return r
 
@@ -263,6 +265,8 @@ def refused(s, entry):
         return UNDEFINED
     if attributes & T.ATTR_SSE and hflags & (S.MODE_NO_SSE | S.MODE_TS):
         return UNDEFINED if hflags & S.MODE_NO_SSE else NOT_AVAILABLE
+    if attributes & T.ATTR_X87 and hflags & (S.MODE_EM | S.MODE_TS):
+        return NOT_AVAILABLE
     if attributes & T.ATTR_CPL0 and hflags & S.MODE_UNPRIVILEGED:
         return PRIVILEGED
     return 0

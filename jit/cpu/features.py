@@ -9,6 +9,7 @@ NAMES = (
     "XMM3", "CX16", "PCID", "POPCNT", "MOVBE", "XSAVE",
     "SYSCALL", "NX", "LM", "GBPAGES", "RDTSCP", "LAHF_LM",
     "FSGSBASE", "SMEP", "SMAP", "UMIP", "INVPCID", "ERMS", "FSRM", "LA57", "PKU", "RDPID", "MWAIT",
+    "XSAVEOPT", "XSAVEC", "XGETBV1", "XSAVES", "XSAVEERPTR", "ZERO_FCS_FDS", "FDP_EXCPTN_ONLY",
 )  # fmt: skip
 
 BIT = {name: bit for bit, name in enumerate(NAMES)}

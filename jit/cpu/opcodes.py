@@ -16,8 +16,8 @@ Attributes: w (first operand only written), r (only read; default is both), one 
 allowed with a memory destination), end (ends the block), d64 (operand size 64 by default in 64-bit mode), f64 (always
 64 there), no64 (#UD in 64-bit mode), al (16-byte memory operand must be aligned), cpl0 (#GP unless CPL 0), mv (a plain
 vector move), w16 (16 bits to memory, the operand size to a register), bit (a bit string in memory), xmem, popmem (a
-handler of their own for the memory form), noea (the operand is decoded, not used), ud (always #UD), todo (valid, not
-implemented: the embedder is told, nothing is guessed).
+handler of their own for the memory form), noea (the operand is decoded, not used), x87 (CR0.EM and CR0.TS forbid it,
+the record's SRC is FOP), ud (always #UD), todo (valid, not implemented: the embedder is told, nothing is guessed).
 """
 
 _ALU = ("add", "or", "adc", "sbb", "and", "sub", "xor", "cmp")
@@ -137,14 +137,6 @@ CF iret : bare end
 D4 aam : bare todo no64
 D5 aad : bare todo no64
 D7 xlat : bare todo
-D8 x87 Eb : bare todo
-D9 x87 Eb : bare todo
-DA x87 Eb : bare todo
-DB x87 Eb : bare todo
-DC x87 Eb : bare todo
-DD x87 Eb : bare todo
-DE x87 Eb : bare todo
-DF x87 Eb : bare todo
 E0 loopne Jb : bare end f64
 E1 loope Jb : bare end f64
 E2 loop Jb : bare end f64
@@ -273,7 +265,7 @@ AE/2m ldmxcsr M : bare end
 AE/3m stmxcsr M : bare end
 AE/4m xsave M : bare end
 AE/5m xrstor M : bare end
-AE/6m xsaveopt M : bare todo
+AE/6m xsaveopt M : bare end
 AE/7m clflush M : bare
 F3.AE/0r rdfsbase Ry : bare
 F3.AE/1r rdgsbase Ry : bare
@@ -309,6 +301,9 @@ C0 xadd Eb Gb : lock
 C1 xadd Ev Gv : lock
 C3m mov Ey Gy : w
 C7/1m cmpxchg8b M : bare end lock cx8
+C7/3m xrstors M : bare end
+C7/4m xsavec M : bare end
+C7/5m xsaves M : bare end
 C7/6r rdrand Rv : w
 C7/7r rdseed Rv : w
 F3.C7/7r rdpid Rq : bare

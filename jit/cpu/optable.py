@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 
 from .. import build
-from . import opcodes
+from . import opcodes, opcodes_x87
 
 # Entry words
 SHAPE, ATTRIBUTES, KIND1, SIZE1, KIND2, SIZE2, KIND3, SIZE3 = range(8)
@@ -29,11 +29,11 @@ BARE, OPERATE, MOVE, ONE_SOURCE, ADDRESS, XCHG, POP_MEM, BIT, NOP, UNDEFINED, TO
 ATTRIBUTE_BITS = {
     name: 1 << bit
     for bit, name in enumerate(
-        ["w", "r", "lock", "end", "d64", "f64", "no64", "al", "cpl0", "str", "fsgs"]
+        ["w", "r", "lock", "end", "d64", "f64", "no64", "al", "cpl0", "sse", "x87", "mmx"]
     )
 }
 ATTR_W, ATTR_R, ATTR_LOCK, ATTR_END, ATTR_D64, ATTR_F64, ATTR_NO64, ATTR_AL = (1 << i for i in range(8))
-ATTR_CPL0, ATTR_SSE = 1 << 8, 1 << 9
+ATTR_CPL0, ATTR_SSE, ATTR_X87, ATTR_MMX = (1 << i for i in range(8, 12))
 WIDTHS = (8, 16, 32, 64, 128)
 PREFIXES = {"NP": 0, "66": 1, "F3": 2, "F2": 3}
 MAP_COUNT = 4
@@ -131,7 +131,7 @@ def _entry(row: Row, slots: dict[str, int]) -> list[int]:
 def all_maps() -> list[list[Row]]:
     """Parsed rows of the four maps: one-byte, 0F, 0F 38, 0F 3A."""
     vector = opcodes_vector()
-    texts = (opcodes.ONE_BYTE, opcodes.TWO_BYTE, opcodes.MAP_38, opcodes.MAP_3A)
+    texts = (opcodes.ONE_BYTE + opcodes_x87.ONE_BYTE, opcodes.TWO_BYTE, opcodes.MAP_38, opcodes.MAP_3A)
     return [parse(text) + vector[number] for number, text in enumerate(texts)]
 
 

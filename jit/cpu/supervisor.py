@@ -55,6 +55,8 @@ def derive_mode(s):
         hflags |= S.MODE_USER
     if cr0 & S.CR0_TS:
         hflags |= S.MODE_TS
+    if cr0 & S.CR0_EM:
+        hflags |= S.MODE_EM
     if cr0 & S.CR0_EM or load64(s + S.CR4) & S.CR4_OSFXSR == 0:
         hflags |= S.MODE_NO_SSE
     if load64(s + S.CR4) & S.CR4_OSXSAVE == 0 or load64(s + S.XCR0) & 6 != 6:

@@ -8,6 +8,7 @@ from ..raw import call2, fence, load8, load32, load64, lshr, rdtsc, shl, store64
 from . import features
 from .access import linear_rip, noncanonical, write_mem
 from .flags import set_arithmetic
+from .fpu_image import in_use
 from .operand import PUT, done, dst, fault, leave_next, rip_here
 from .record import AUX, NEXT, OFFSET, OSIZE
 from .supervisor import derive_mode
@@ -197,6 +198,7 @@ SMAP_WORD, SMAP_BIT = features.word("SMAP"), features.mask("SMAP")
 RDTSCP_WORD, RDTSCP_BIT = features.word("RDTSCP"), features.mask("RDTSCP")
 RDPID_WORD, RDPID_BIT = features.word("RDPID"), features.mask("RDPID")
 PKU_WORD, PKU_BIT = features.word("PKU"), features.mask("PKU")
+XGETBV1_WORD, XGETBV1_BIT = features.word("XGETBV1"), features.mask("XGETBV1")
 
 
 VMCALL, VMMCALL = 0xC1010F, 0xD9010F
@@ -262,9 +264,9 @@ def xgetbv_group(s, r):
     if number > 1 or load64(s + S.CR4) & S.CR4_OSXSAVE == 0:
         return fault(s, r, S.UD, 0, 0)
     if number == 0:
-        if index != 0:
+        if index > 1 or (index == 1 and not has(s, XGETBV1_WORD, XGETBV1_BIT)):
             return fault(s, r, S.GP, 0, 1)
-        set_edx_eax(s, load64(s + S.XCR0))
+        set_edx_eax(s, load64(s + S.XCR0) & (in_use(s) if index == 1 else -1))
         return leave_next(s, r)
     value = edx_eax(s)
     refused = index != 0 or load64(s + S.CPL) != 0 or value & 1 == 0 or value & ~load64(s + S.XCR0_SUPPORTED)

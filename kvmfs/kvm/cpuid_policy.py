@@ -73,7 +73,7 @@ OURS: Final = frozenset(
 """Features that are MSRs and devices, kept by this package."""
 
 OTHER_VENDOR: Final = {
-    True: frozenset(),
+    True: frozenset({"FDP_EXCPTN_ONLY", "ZERO_FCS_FDS"}),
     False: frozenset(
         {"CMP_LEGACY", "CR8_LEGACY", "SSE4A", "MISALIGNSSE", "OSVW", "XOP", "FMA4", "TBM", "TOPOEXT", "MMXEXT"}
         | {"FXSR_OPT", "_3DNOWEXT", "_3DNOW", "CLZERO", "XSAVEERPTR", "WBNOINVD", "AMD_SSB_NO"}

@@ -1,7 +1,7 @@
 """FPU and extended state: KVM_GET_FPU, KVM_GET_XSAVE(2), KVM_GET_XCRS and their setters.
 
-The processor keeps physical x87 registers R0..R7; the ABI has them by stack position (ST0 first), as FXSAVE does. The
-XSAVE format is the standard one: legacy area, header, components at fixed offsets (SDM vol. 1, 13.4).
+x87 registers are in stack order (ST0 first), as FXSAVE has them. The XSAVE format is the standard one: legacy area,
+header, components at fixed offsets (SDM vol. 1, 13.4).
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ LEGACY: Final = struct.Struct("<HHBxHQQII")  # FCW FSW FTW FOP RIP RDP MXCSR MXC
 MXCSR_MASK: Final = 0xFFFF
 MXCSR_INIT: Final = 0x1F80
 FCW_INIT: Final = 0x37F
+MXCSR_AT: Final = 24
+X87_INIT: Final = FCW_INIT.to_bytes(MXCSR_AT, "little")
+WORDS: Final = struct.Struct("<HHB")
+EXCEPTIONS: Final = 0x3F
+SUMMARY: Final = 0x8080  # ES and B
 ST_AT: Final = 32
 XMM_AT: Final = 160
 SOFTWARE_AT: Final = 464  # of the legacy area, Linux' own: feature mask and size
@@ -43,17 +48,21 @@ def uabi_size() -> int:
     return max(sizeof(Xsave), xstate.required_size(supported_cpuid().xcr0))
 
 
-def get_stack(state: CpuState) -> bytes:
-    """ST0..ST7, 16 bytes each."""
-    top = state[S.FSW] >> 11 & 7
-    return b"".join(state.read(S.ST + 16 * ((top + index) % 8), 16) for index in range(8))
+def get_words(state: CpuState) -> tuple[int, int, int]:
+    """FCW, FSW, FTW."""
+    return WORDS.unpack(state.read(S.FX, WORDS.size))
+
+
+def set_words(state: CpuState, fcw: int, fsw: int, ftw: int) -> None:
+    """FSW's summary of unmasked exceptions is what FXRSTOR makes it."""
+    pending = fsw & ~fcw & EXCEPTIONS
+    state.write(S.FX, WORDS.pack(fcw, fsw | SUMMARY if pending else fsw & ~SUMMARY, ftw))
 
 
 def set_stack(state: CpuState, data: bytes) -> None:
-    """FSW has been set."""
-    top = state[S.FSW] >> 11 & 7
-    for index in range(8):
-        state.write(S.ST + 16 * ((top + index) % 8), data[16 * index : 16 * index + 10] + bytes(6))
+    """ST0..ST7."""
+    for at in range(0, 128, 16):
+        state.write(S.ST + at, data[at : at + 10] + bytes(6))
 
 
 def get_xmm(state: CpuState) -> bytes:
@@ -67,7 +76,8 @@ def set_xmm(state: CpuState, data: bytes) -> None:
 
 def reset(state: CpuState) -> None:
     """fpstate_init_user."""
-    state[S.FCW], state[S.MXCSR] = FCW_INIT, MXCSR_INIT
+    set_words(state, FCW_INIT, 0, 0)
+    state[S.MXCSR] = MXCSR_INIT
 
 
 def _pieces(number: int) -> list[tuple[int, int]]:
@@ -84,20 +94,20 @@ def _pieces(number: int) -> list[tuple[int, int]]:
 
 
 def get_xsave(state: CpuState, features: int, size: int) -> bytes:
-    """The area for these components, all of them marked as in use."""
+    """The area for these components; those with initial values are not in use."""
     area = bytearray(size)
-    LEGACY.pack_into(
-        area, 0, state[S.FCW], state[S.FSW], state[S.FTW], state[S.FOP], state[S.FIP], state[S.FDP], state[S.MXCSR],
-        MXCSR_MASK,
-    )  # fmt: skip
-    area[ST_AT : ST_AT + 128], area[XMM_AT : XMM_AT + 256] = get_stack(state), get_xmm(state)
+    LEGACY.pack_into(area, 0, *get_words(state), state[S.FOP], state[S.FIP], state[S.FDP], state[S.MXCSR], MXCSR_MASK)
+    area[ST_AT : ST_AT + 128], area[XMM_AT : XMM_AT + 256] = state.read(S.ST, 128), get_xmm(state)
     features |= xstate.FP | xstate.SSE
-    struct.pack_into("<QQ", area, SOFTWARE_AT, features, size)
-    struct.pack_into("<Q", area, HEADER_AT, features)
+    in_use = xstate.FP if area[:MXCSR_AT] != X87_INIT or any(area[ST_AT:XMM_AT]) else 0
+    in_use |= xstate.SSE if any(area[XMM_AT : XMM_AT + 256]) or state[S.MXCSR] != MXCSR_INIT else 0
     for number, component in xstate.COMPONENTS.items():
         if features >> number & 1:
             data = b"".join(state.read(at, length) for at, length in _pieces(number))
             area[component.offset : component.offset + component.size] = data
+            in_use |= any(data) << number
+    struct.pack_into("<QQ", area, SOFTWARE_AT, features, size)
+    struct.pack_into("<Q", area, HEADER_AT, in_use)
     return bytes(area)
 
 
@@ -108,14 +118,14 @@ def set_xsave(state: CpuState, area: bytes, supported: int) -> None:
     if in_use & ~supported or compaction or any(area[HEADER_AT + 16 : HEADER_AT + 64]):
         fail(errno.EINVAL)
     fcw, fsw, ftw, fop, fip, fdp, mxcsr, _ = LEGACY.unpack_from(area)
-    if in_use & (xstate.SSE | xstate.YMM) and mxcsr & ~MXCSR_MASK:
+    if in_use & (xstate.FP | xstate.SSE | xstate.YMM) and mxcsr & ~MXCSR_MASK:
         fail(errno.EINVAL)
     if in_use & xstate.FP:
-        state[S.FCW], state[S.FSW], state[S.FTW] = fcw, fsw, ftw
+        set_words(state, fcw, fsw, ftw)
         state[S.FOP], state[S.FIP], state[S.FDP] = fop, fip, fdp
         set_stack(state, area[ST_AT : ST_AT + 128])
     else:
-        state[S.FCW], state[S.FSW], state[S.FTW] = FCW_INIT, 0, 0
+        set_words(state, FCW_INIT, 0, 0)
         state[S.FOP], state[S.FIP], state[S.FDP] = 0, 0, 0
         set_stack(state, bytes(128))
     state[S.MXCSR] = mxcsr if in_use & (xstate.SSE | xstate.YMM) else MXCSR_INIT
@@ -132,12 +142,10 @@ def set_xsave(state: CpuState, area: bytes, supported: int) -> None:
 @table.ioctl(ioctls.KVM_GET_FPU)
 def _get_fpu(vcpu: Vcpu, caller: Caller, arg: int) -> Fpu:
     state = vcpu.state
-    fpu = Fpu(
-        fcw=state[S.FCW], fsw=state[S.FSW], ftwx=state[S.FTW], last_opcode=state[S.FOP], last_ip=state[S.FIP],
-        last_dp=state[S.FDP],
-    )  # fmt: skip
+    fcw, fsw, ftw = get_words(state)
+    fpu = Fpu(fcw=fcw, fsw=fsw, ftwx=ftw, last_opcode=state[S.FOP], last_ip=state[S.FIP], last_dp=state[S.FDP])
     # KVM leaves mxcsr 0, and ignores it in KVM_SET_FPU.
-    fpu.fpr = type(fpu.fpr).from_buffer_copy(get_stack(state))
+    fpu.fpr = type(fpu.fpr).from_buffer_copy(state.read(S.ST, 128))
     fpu.xmm = type(fpu.xmm).from_buffer_copy(get_xmm(state))
     return fpu
 
@@ -145,7 +153,7 @@ def _get_fpu(vcpu: Vcpu, caller: Caller, arg: int) -> Fpu:
 @table.ioctl(ioctls.KVM_SET_FPU)
 def _set_fpu(vcpu: Vcpu, caller: Caller, arg: Fpu) -> None:
     state = vcpu.state
-    state[S.FCW], state[S.FSW], state[S.FTW] = arg.fcw, arg.fsw, arg.ftwx
+    set_words(state, arg.fcw, arg.fsw, arg.ftwx)
     state[S.FOP], state[S.FIP], state[S.FDP] = arg.last_opcode, arg.last_ip, arg.last_dp
     set_stack(state, bytes(arg.fpr))
     set_xmm(state, bytes(arg.xmm))

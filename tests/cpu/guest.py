@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
+from collections.abc import Callable
 
 from kvmfs.jit import build
 from kvmfs.jit import state as S
@@ -22,6 +23,11 @@ BLOCK_ARENA = 1 << 20
 @functools.cache
 def _opcodes() -> ctypes.Array:
     return optable.build_tables()
+
+
+@functools.cache
+def _function(name: str) -> Callable[..., int]:
+    return build.function(name, 1)
 
 
 class Block:
@@ -121,7 +127,7 @@ class Guest:
 
     def function(self, name: str) -> int:
         """Call a compiled function of the vCPU block alone."""
-        return build.function(name, 1)(self.cpu.address)
+        return _function(name)(self.cpu.address)
 
     def derive(self) -> None:
         self.function("derive")

@@ -19,11 +19,13 @@ import numpy as np
 CONTEXT = np.dtype(
     [("gpr", "<u8", 16), ("flags", "<u8"), ("signal", "<u8"), ("vector", "<u8", (16, 2)), ("mxcsr", "<u4", 2)],
 )
+X87_CONTEXT = np.dtype([*CONTEXT.descr, ("", "<u8"), ("fx", "u1", 512), ("memory", "u1", 128)])
 FLAGS, SIGNAL, VECTOR, MXCSR = (
     CONTEXT.fields[name][1]  # type: ignore[index]
     for name in ("flags", "signal", "vector", "mxcsr")
 )
-LDMXCSR, STMXCSR = 2, 3
+FX = X87_CONTEXT.fields["fx"][1]  # type: ignore[index]
+FXSAVE, FXRSTOR, LDMXCSR, STMXCSR = range(4)
 RSP, RDI = 4, 7
 RESERVED_FLAG = 2
 SA_SIGINFO, SA_NODEFER = 4, 0x40000000
@@ -36,8 +38,9 @@ def _modrm(opcode: bytes, reg: int, base: int, disp: int, prefix: bytes = b"", w
     return prefix + bytes([rex]) + opcode + bytes([0x80 | (reg & 7) << 3 | base]) + disp.to_bytes(4, "little")
 
 
-def _thunk(instruction: bytes) -> tuple[bytes, int]:
+def _thunk(instruction: bytes, dtype: np.dtype) -> tuple[bytes, int]:
     """The code for `int f(contexts in rdi, count in rsi)`, and the offset of its fault handler."""
+    x87 = dtype == X87_CONTEXT
     saved = (3, 5, 12, 13, 14, 15)
     others = [n for n in range(16) if n not in (RSP, RDI)]
     push = b"".join(bytes([0x41, 0x50 | n & 7] if n > 7 else [0x50 | n]) for n in saved)
@@ -45,6 +48,8 @@ def _thunk(instruction: bytes) -> tuple[bytes, int]:
 
     entry = push + b"\x56"  # push rsi
     step = b"\x57"  # push rdi
+    if x87:
+        step += _modrm(b"\x0f\xae", FXRSTOR, RDI, FX)
     for n in range(16):
         step += _modrm(b"\x0f\x10", n, RDI, VECTOR + 16 * n, wide=False)  # movups xmm, [rdi + ...]
     step += _modrm(b"\x0f\xae", STMXCSR, RDI, MXCSR + 4, wide=False)
@@ -65,7 +70,9 @@ def _thunk(instruction: bytes) -> tuple[bytes, int]:
     step += b"\x5f"  # pop rdi: a fault comes back here
     step += _modrm(b"\x0f\xae", STMXCSR, RDI, MXCSR, wide=False)
     step += _modrm(b"\x0f\xae", LDMXCSR, RDI, MXCSR + 4, wide=False)
-    step += b"\xfc\x48\x81\xc7" + CONTEXT.itemsize.to_bytes(4, "little")  # cld; add rdi, size
+    if x87:
+        step += _modrm(b"\x0f\xae", FXSAVE, RDI, FX) + b"\xdb\xe3"  # fninit
+    step += b"\xfc\x48\x81\xc7" + dtype.itemsize.to_bytes(4, "little")  # cld; add rdi, size
     step += b"\x48\xff\x0c\x24"  # dec qword [rsp]
     back = -(len(step) + 6)
     code = entry + step + b"\x0f\x85" + back.to_bytes(4, "little", signed=True) + b"\x5e" + pop + b"\xc3"
@@ -108,11 +115,14 @@ def _caught(handler: int) -> Iterator[None]:
 
 
 def execute(instruction: bytes, contexts: np.ndarray) -> None:
-    """Run one instruction on each context of an array of CONTEXT, in place. A fault leaves its signal number."""
-    assert contexts.dtype == CONTEXT
+    """Run one instruction on each context of an array, in place. A fault leaves its signal number.
+
+    With X87_CONTEXT, x87 state goes in and out as an FXSAVE image; `memory` is for the instruction's own use.
+    """
+    assert contexts.dtype in (CONTEXT, X87_CONTEXT)
     assert contexts.flags.c_contiguous
     contexts["flags"] |= RESERVED_FLAG
-    code, handler = _thunk(instruction)
+    code, handler = _thunk(instruction, contexts.dtype)
     page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     page.write(code)
     anchor = ctypes.c_char.from_buffer(page)

@@ -7,7 +7,7 @@ from .. import state as S
 from ..build import compiled
 from ..mmu import layout as M
 from ..mmu.group import READ_SLOW, WRITE_SLOW
-from ..raw import call4, load8, load16, load32, load64, shl, store16, store64, ult, zext32
+from ..raw import call4, load8, load16, load32, load64, shl, store16, store32, store64, zext32
 from .operand import fault, rip_here
 from .record import ASIZE, BASE_PTR, FLAGS, IMM, INDEX_PTR, RECORD_STACK, SCALE, SEG_PTR
 
@@ -36,24 +36,30 @@ def segment_fault(s, r, seg):
 
 
 @compiled
+def outside(attr, limit, first, size):
+    """Whether [first, first + size) is not within a segment of protected mode; data may expand down from its top."""
+    last = first + size - 1
+    if attr & 0xC == 4:
+        return 1 if first <= limit or last > (0xFFFFFFFF if attr >> 14 & 1 else 0xFFFF) else 0
+    return 1 if last > limit else 0
+
+
+@compiled
 def segmented(s, r, seg, address, size, write):
     """Offset `address` in the segment record `seg` -> linear address; checks LEAVE-style (SDM vol. 3, 5.3 to 5.5)."""
     base = load64(seg + S.BASE)
     if load64(s + S.HFLAGS) & S.MODE_CODE64 != 0:
         # Only FS and GS have a base in 64-bit mode; canonicality is checked where translation misses.
         return address + (base if seg >= s + S.FS else 0)
-    attr, limit, last = load64(seg + S.ATTR), load64(seg + S.LIMIT), address + size - 1
+    attr, limit = load64(seg + S.ATTR), load64(seg + S.LIMIT)
     if load64(s + S.HFLAGS) & S.MODE_PROTECTED != 0:
         code, writable = attr >> 3 & 1, attr >> 1 & 1
         unreadable = code == 1 and writable == 0
         if attr >> 16 & 1 or (write != 0 and (code == 1 or writable == 0)) or (write == 0 and unreadable):
             return segment_fault(s, r, seg)
-        if code == 0 and attr >> 2 & 1:  # expand-down: valid above the limit
-            top = 0xFFFFFFFF if attr >> 14 & 1 else 0xFFFF
-            if ult(limit, address) == 0 or last > top:
-                return segment_fault(s, r, seg)
-            return zext32(base + address)
-    if last > limit:
+        if outside(attr, limit, address, size):
+            return segment_fault(s, r, seg)
+    elif address + size - 1 > limit:
         return segment_fault(s, r, seg)
     return zext32(base + address)
 
@@ -177,6 +183,10 @@ def push_value(s, r, value, size):
     host = probe(s, la, size, M.TLB_WRITE)
     if host != 0 and size == 8:
         store64(host, value)
+    elif host != 0 and size == 4:
+        store32(host, value)
+    elif host != 0:
+        store16(host, value)
     else:
         store64(s + S.T3, value)
         if call_slow(s, r, WRITE_SLOW, la, size | M.STACK << M.ACCESS_SHIFT, s + S.T3) == 0:
@@ -192,8 +202,8 @@ def peek_value(s, r, depth, size):
         return 0
     store64(s + S.T3, 0)
     host = probe(s, la, size, M.TLB_READ)
-    if host != 0 and size == 8:
-        store64(s + S.T3, load64(host))
+    if host != 0:
+        store64(s + S.T3, load64(host) if size == 8 else load32(host) if size == 4 else load16(host))
         return 1
     return call_slow(s, r, READ_SLOW, la, size | M.STACK << M.ACCESS_SHIFT, s + S.T3)
 

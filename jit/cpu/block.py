@@ -13,11 +13,12 @@ from ..build import compiled
 from ..mmu import layout as M
 from ..mmu.group import TRANSLATE
 from ..mmu.resolve import remote_copy
-from ..raw import call3, load8, load16, load32, load64, memcpy, memset, store64
+from ..raw import call3, load8, load16, load32, load64, memcpy, memset, store64, ule, ult, zext32
 from . import record as R
 from .access import linear_rip, noncanonical, probe
 from .decode import decode_one
 from .emit import END_BLOCK, ENDS, OK, PRIVILEGED, SHORT, TOO_LONG, emit_trap, new_record
+from .supervisor import raise_at
 
 TABLE_ENTRIES = 32768
 MAX_BLOCK = R.HEADER + R.RECORD * 4 * (R.MAX_INSTRUCTIONS + 2)
@@ -30,12 +31,7 @@ def fetch_host(s, la, page):
     if host != 0:
         return host
     if noncanonical(s, la, 1):
-        store64(s + S.EXC_VECTOR, S.GP)
-        store64(s + S.EXC_ERROR, 0)
-        store64(s + S.EXC_HAS_ERROR, 1)
-        store64(s + S.EXC_PENDING, 1)
-        store64(s + S.LEAVE, S.LEAVE_EXCEPTION)
-        return 0
+        return raise_at(s, S.GP, 0, 1)
     host = call3(load64(load64(s + S.FUNCTIONS) + 8 * TRANSLATE), s, la, M.FETCH)
     if host != 0 or load64(s + S.LEAVE) != 0:
         return host
@@ -78,12 +74,20 @@ def bucket(s, rip):
 def find_block(s):
     """The valid block at RIP, decoding it if need be; 0 with LEAVE set when the code cannot be fetched."""
     rip, hflags = load64(s + S.RIP), load64(s + S.HFLAGS)
+    room = -1
+    if hflags & S.MODE_CODE64 == 0:
+        rip = zext32(rip)
+        store64(s + S.RIP, rip)
+        room = load64(s + S.CS + S.LIMIT) - rip + 1
+        if room <= 0:
+            return raise_at(s, S.GP, 0, 1)
     la = linear_rip(s, rip)
     host = fetch_host(s, la, 0)
     if host == 0:
         return 0
     b = load64(bucket(s, rip))
-    if b != 0 and load64(b + R.BLOCK_KEY_RIP) == rip and load64(b + R.BLOCK_KEY_MODE) == hflags:
+    known = b != 0 and load64(b + R.BLOCK_KEY_RIP) == rip and load64(b + R.BLOCK_KEY_MODE) == hflags
+    if known and ule(load64(b + R.BLOCK_LENGTH), room):
         length, split = load64(b + R.BLOCK_LENGTH), load64(b + R.BLOCK_SPLIT)
         if split == 0:
             if same_bytes(b + R.BLOCK_BYTES, host, length):
@@ -99,7 +103,12 @@ def find_block(s):
                 store64(s + S.CODE_PAGE, host & -4096)
                 store64(s + S.CODE_PAGE2, host2 & -4096)
                 return b
-    return decode_block(s, rip, la, host)
+    return decode_block(s, rip, la, host, room)
+
+
+@compiled
+def lesser(a, b):
+    return a if ult(a, b) else b
 
 
 @compiled
@@ -110,13 +119,16 @@ def empty_cache(s):
 
 
 @compiled
-def decode_block(s, rip, la, host):
-    """Decode the code at `host` into a new block; 0 with LEAVE set if it needs a second page that faults."""
+def decode_block(s, rip, la, host, room):
+    """Decode the code at `host` into a new block; 0 with LEAVE set if it needs a second page that faults.
+
+    The code segment has `room` more bytes (unsigned); an instruction that needs more is #GP.
+    """
     if load64(s + S.BLOCK_NEXT) + MAX_BLOCK > load64(s + S.BLOCK_END):
         empty_cache(s)
     b = load64(s + S.BLOCK_NEXT)
     on_page = 4096 - (la & 4095)
-    available = on_page if on_page < R.BLOCK_MAX_BYTES else R.BLOCK_MAX_BYTES
+    available = lesser(on_page, lesser(R.BLOCK_MAX_BYTES, room))
     memcpy(b + R.BLOCK_BYTES, host, available)
     store64(s + S.D_BYTES, b + R.BLOCK_BYTES)
     store64(s + S.D_CURSOR, 0)
@@ -132,7 +144,12 @@ def decode_block(s, rip, la, host):
         if result == SHORT:
             store64(s + S.D_CURSOR, start)
             store64(s + S.D_RECORD, before)
-            if count != 0 or available != on_page:
+            if count != 0:
+                break
+            if available == room:
+                store64(s + S.D_CURSOR, room)
+                result = emit_trap(s, PRIVILEGED)
+                count = 1
                 break
             # The first instruction crosses the page.
             host2 = fetch_host(s, la + on_page, 1)
@@ -140,10 +157,13 @@ def decode_block(s, rip, la, host):
                 return 0
             split = on_page
             memcpy(b + R.BLOCK_BYTES + on_page, host2, 15)
-            store64(s + S.D_LIMIT, on_page + 15)
+            store64(s + S.D_LIMIT, lesser(on_page + 15, room))
             store64(s + S.CODE_PAGE2, host2 & -4096)
             most = 1
             result = decode_one(s)
+            if result == SHORT:
+                store64(s + S.D_CURSOR, room)
+                result = emit_trap(s, PRIVILEGED)
         if result == TOO_LONG:
             store64(s + S.D_CURSOR, start + 15)
             result = emit_trap(s, PRIVILEGED)

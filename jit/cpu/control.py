@@ -159,7 +159,7 @@ def mov_from_cr(s, r):
         value = load64(s + S.CR8)
     else:
         return fault(s, r, S.UD, 0, 0)
-    store64(dst(r), value)
+    store64(dst(r), value if load64(s + S.HFLAGS) & S.MODE_CODE64 else zext32(value))
     return leave_next(s, r)
 
 
@@ -181,6 +181,8 @@ def mov_to_dr(s, r):
     number, value = debug_register(s, r), load64(src(r))
     if number < 0:
         return 0
+    if load64(s + S.HFLAGS) & S.MODE_CODE64 == 0:
+        value = zext32(value)
     if number < 4:
         store64(s + S.DR + 8 * number, value)
         arm_breakpoints(s)

@@ -224,6 +224,9 @@ def find_entry(s, opcode):
     store64(s + S.D_OPCODE, opcode)
     position = lookup(s, number, opcode)
     entry = entry_address(s, position)
+    elsewhere = load64(entry + 8 * T.ELSEWHERE)
+    if elsewhere != 0 and load64(s + S.HFLAGS) & S.MODE_CODE64 == 0:
+        entry = entry_address(s, elsewhere)
     if load64(entry + 8 * T.SHAPE) == T.GROUP:
         modrm(s)
         form = 8 if load64(s + S.D_MOD) == 3 else 0
@@ -263,7 +266,7 @@ def decode_one(s):
     for index in range(3):
         kind = load64(entry + 8 * (T.KIND1 + 2 * index))
         if is_immediate(kind):
-            store64(s + S.D_FIRST, load64(s + S.D_IMM))  # ENTER has two
+            store64(s + S.D_FIRST, load64(s + S.D_IMM))  # ENTER and far pointers have two
             immediate(s, kind, load64(entry + 8 * (T.SIZE1 + 2 * index)))
     if load64(s + S.D_SHORT) != 0:
         return SHORT

@@ -240,8 +240,8 @@ def emit_bare(s, entry, slot):
     store64(r + R.SRC, place(s, r, kind2, size2, s + S.T0) if kind2 != T.NONE else first)
     selects = kind1 == T.K or kind1 == T.T or kind1 == T.S or kind2 == T.K or kind2 == T.T or kind2 == T.S
     store8(r + R.AUX, load64(s + S.D_REG) if selects else load64(s + S.D_RM))
-    if kind1 == T.IMM and kind2 == T.IMM:
-        store8(r + R.AUX, load64(s + S.D_IMM))
+    if kind1 == T.IMM and kind2 == T.IMM:  # the second goes where an operand's address would be
+        store64(r + R.DST, load64(s + S.D_IMM))
         store64(r + R.IMM, load64(s + S.D_FIRST))
     if load64(entry + 8 * T.ATTRIBUTES) & T.ATTR_X87:
         store64(r + R.SRC, (load64(s + S.D_OPCODE) & 7) << 8 | load64(s + S.D_MODRM))
@@ -258,6 +258,8 @@ def refused(s, entry):
         return UNDEFINED
     if load64(entry + 8 * T.SHAPE) == T.TODO:
         return UNIMPLEMENTED
+    if attributes & T.ATTR_PM and hflags & S.MODE_PROTECTED == 0:
+        return UNDEFINED
     kind1 = load64(entry + 8 * T.KIND1)
     if load64(s + S.D_LOCK) and not (attributes & T.ATTR_LOCK and (in_memory(s, kind1) or kind1 == T.M)):
         return UNDEFINED

@@ -1,19 +1,32 @@
-"""Delivering exceptions and interrupts through the IDT, and what happens when that fails (SDM vol. 3, ch. 6).
-
-64-bit mode here; a delivery in another mode reports itself as not implemented.
-"""
+"""Delivering exceptions and interrupts through the IDT, and what happens when that fails (SDM vol. 3, ch. 6)."""
 
 from .. import state as S
 from ..build import Group, compiled
-from ..raw import load64, lshr, memset, shl, store64
+from ..raw import call4, load16, load64, lshr, store64
+from .access import set_rsp
 from .debug import apply_payload, begin_handler
+from .descriptor import load_real, nullify, nullify_stack, selector_fault
 from .flags import rflags
-from .supervisor import derive_mode, load_hidden, nullify, raise_at, read_descriptor, read_system, write_system
+from .gate import (
+    commit,
+    current_stack,
+    gate_code,
+    gate_offset,
+    inner_stack,
+    ist_stack,
+    leads_outside,
+    level_of,
+    push_frame,
+    put,
+)
+from .supervisor import derive_mode, raise_at, read_system
+from .task import BY_GATE, FROM_EVENT, FROM_FAULT, TASK_SWITCH
 
 group = Group("exception", __name__)
 
 FAILED, DELIVERED = 0, 1
 EXTERNAL, EXCEPTION, SOFTWARE = 0, 1, 2  # what is delivered: decides the EXT bit, gate privilege, RF
+TASK_GATE, INTERRUPT16, TRAP16, INTERRUPT, TRAP = 5, 6, 7, 14, 15  # gate types; TRAP has the bit that keeps IF
 
 
 @compiled
@@ -23,109 +36,134 @@ def contributory(vector):
 
 
 @compiled
-def selector_error(selector, kind):
-    """A selector's error code with the EXT bit."""
-    return selector & 0xFFFC | (0 if kind == SOFTWARE else 1)
+def is_fault(vector, kind):
+    """Faults are resumed with RF set (SDM vol. 3, 17.3.1.1)."""
+    return kind == EXCEPTION and vector != S.DB and vector != S.BP and vector != S.OF_TRAP
 
 
 @compiled
-def stack_in_tss(s, offset):
-    """RSPn or ISTn from the 64-bit TSS into T3: 1 or 0."""
-    if offset + 7 > load64(s + S.TR + S.LIMIT):
-        return raise_at(s, S.TS, load64(s + S.TR + S.SEL) & 0xFFFC, 1)
-    return read_system(s, load64(s + S.TR + S.BASE) + offset, 8, s + S.T3)
-
-
-@compiled
-def deliver64(s, vector, error, has_error, kind):
-    """Through a 64-bit gate: DELIVERED, or FAILED with the next exception or exit in LEAVE."""
-    entry = vector * 16
-    idt_error = vector * 8 + 2 + (0 if kind == SOFTWARE else 1)
-    if entry + 15 > load64(s + S.IDTR_LIMIT):
-        return raise_at(s, S.GP, idt_error, 1)
-    if read_system(s, load64(s + S.IDTR_BASE) + entry, 16, s + S.T0) == 0:
+def deliver_real(s, vector):
+    """Through the interrupt vector table: a frame of three words, no error code, no change of stack."""
+    if vector * 4 + 3 > load64(s + S.IDTR_LIMIT):
+        return raise_at(s, S.GP, 0, 1)
+    if read_system(s, load64(s + S.IDTR_BASE) + vector * 4, 4, s + S.T0) == 0:
         return FAILED
-    low, high = load64(s + S.T0), load64(s + S.T0 + 8)
-    attributes, selector = lshr(low, 40), lshr(low, 16) & 0xFFFF
-    gate = attributes & 0x1F
-    target = low & 0xFFFF | lshr(low, 32) & 0xFFFF0000 | shl(high, 32)
-    cpl = load64(s + S.CPL)
-    if (gate != 14 and gate != 15) or (kind == SOFTWARE and (attributes >> 5 & 3) < cpl):
-        return raise_at(s, S.GP, idt_error, 1)
-    if attributes >> 7 & 1 == 0:
-        return raise_at(s, S.NP, idt_error, 1)
-    if selector & 0xFFFC == 0:
-        return raise_at(s, S.GP, 0 if kind == SOFTWARE else 1, 1)
-    found = read_descriptor(s, selector, s + S.T1)
-    if found == 0:
+    at = put(s + S.FRAME, 2, load64(s + S.RIP))
+    at = put(at, 2, load64(s + S.CS + S.SEL))
+    at = put(at, 2, rflags(s))
+    current_stack(s)
+    if push_frame(s, at, 2, 0, 0) == 0:
         return FAILED
-    code = load64(s + S.T1)
-    code_attr = lshr(code, 40)
-    dpl = code_attr >> 5 & 3
-    if found == 2 or code_attr & 0x18 != 0x18 or dpl > cpl or code_attr >> 13 & 3 != 1:
-        return raise_at(s, S.GP, selector_error(selector, kind), 1)
-    if code_attr >> 7 & 1 == 0:
-        return raise_at(s, S.NP, selector_error(selector, kind), 1)
-    new_cpl = cpl if code_attr & 4 else dpl
-    ist = high_ist(low)
-    stack = load64(s + S.RSP)
-    if ist != 0:
-        if stack_in_tss(s, 28 + 8 * ist) == 0:
-            return FAILED
-        stack = load64(s + S.T3)
-    elif new_cpl < cpl:
-        if stack_in_tss(s, 4 + 8 * new_cpl) == 0:
-            return FAILED
-        stack = load64(s + S.T3)
-    stack &= -16
-    old_flags = rflags(s)
-    if kind == EXCEPTION and vector != S.DB and vector != S.BP and vector != S.OF_TRAP:
-        old_flags |= S.RF  # faults are resumed with RF set (SDM vol. 3, 17.3.1.1)
-    size = 48 if has_error else 40
-    at = s + S.T2
-    if has_error:
-        store64(at, error)
-        at += 8
-    store64(at, load64(s + S.RIP))
-    store64(at + 8, load64(s + S.CS + S.SEL))
-    store64(at + 16, old_flags)
-    store64(at + 24, load64(s + S.RSP))
-    store64(at + 32, load64(s + S.SS + S.SEL))
-    # The frame is written with the privilege of the handler; SS limits do not matter in 64-bit mode.
-    if write_system(s, stack - size, size, s + S.T2) == 0:
-        return FAILED
-    store64(s + S.RSP, stack - size)
-    store64(s + S.RIP, target)
-    load_hidden(s, s + S.CS, selector & 0xFFFC | new_cpl, code)
-    if new_cpl < cpl:
-        nullify(s, s + S.SS, new_cpl)
-        store64(s + S.SS + S.ATTR, 1 << 16 | new_cpl << 5)
-    clear = S.TF | S.NT | S.RF | S.VM86 | (S.IF if gate == 14 else 0)
-    store64(s + S.RFLAGS, load64(s + S.RFLAGS) & ~clear)
+    set_rsp(s, load64(s + S.NEW_RSP))
+    load_real(s, s + S.CS, load16(s + S.T0 + 2))
+    store64(s + S.RIP, load16(s + S.T0))
+    store64(s + S.RFLAGS, load64(s + S.RFLAGS) & ~(S.IF | S.TF | S.AC | S.RF))
     derive_mode(s)
     return DELIVERED
 
 
 @compiled
-def high_ist(low):
-    """The IST field of a gate."""
-    return lshr(low, 32) & 7
+def find_gate(s, vector, kind):
+    """T0 <- the vector's IDT entry, good to be used: 1, or 0 to leave."""
+    long = load64(s + S.HFLAGS) & S.MODE_LONG
+    size = 16 if long else 8
+    error = vector * 8 + 2 + (0 if kind == SOFTWARE else 1)
+    if (vector + 1) * size - 1 > load64(s + S.IDTR_LIMIT):
+        return raise_at(s, S.GP, error, 1)
+    if read_system(s, load64(s + S.IDTR_BASE) + vector * size, size, s + S.T0) == 0:
+        return 0
+    attr = lshr(load64(s + S.T0), 40)
+    gate = attr & 0x1F
+    known = gate in (INTERRUPT, TRAP)
+    if long == 0:
+        known = known or gate in (INTERRUPT16, TRAP16, TASK_GATE)
+    if not known or (kind == SOFTWARE and (attr >> 5 & 3) < load64(s + S.CPL)):
+        return raise_at(s, S.GP, error, 1)
+    return 1 if attr >> 7 & 1 else raise_at(s, S.NP, error, 1)
+
+
+@compiled
+def interrupt_stack(s, ist, level, ext):
+    """NEW_SS:NEW_RSP <- the handler's stack: 1, or 0 to leave."""
+    if ist == 0 and level < load64(s + S.CPL):
+        return inner_stack(s, level, ext)
+    current_stack(s)
+    if level < load64(s + S.CPL):
+        nullify_stack(s, s + S.NEW_SS, level, level)
+    return ist_stack(s, ist, ext) if ist != 0 else 1
+
+
+@compiled
+def interrupt_frame(s, size, error, has_error, flags, whole):
+    """FRAME's end. `whole`: with the stack pointer, and out of virtual-8086 mode the data segments."""
+    at = s + S.FRAME
+    if has_error:
+        at = put(at, size, error)
+    at = put(at, size, load64(s + S.RIP))
+    at = put(at, size, load64(s + S.CS + S.SEL))
+    at = put(at, size, flags)
+    if whole:
+        at = put(at, size, load64(s + S.RSP))
+        at = put(at, size, load64(s + S.SS + S.SEL))
+    if load64(s + S.HFLAGS) & S.MODE_V86:
+        at = put(at, size, load64(s + S.ES + S.SEL))
+        at = put(at, size, load64(s + S.DS + S.SEL))
+        at = put(at, size, load64(s + S.FS + S.SEL))
+        at = put(at, size, load64(s + S.GS + S.SEL))
+    return at
+
+
+@compiled
+def deliver_by_gate(s, vector, error, has_error, kind):
+    """Through an interrupt or trap gate of 16, 32 or 64 bits, or to a task."""
+    if find_gate(s, vector, kind) == 0:
+        return FAILED
+    long, v86 = load64(s + S.HFLAGS) & S.MODE_LONG, load64(s + S.HFLAGS) & S.MODE_V86
+    cpl, ext, fault = load64(s + S.CPL), 0 if kind == SOFTWARE else 1, is_fault(vector, kind)
+    low, high = load64(s + S.T0), load64(s + S.T0 + 8)
+    gate, selector = lshr(low, 40) & 0x1F, lshr(low, 16) & 0xFFFF
+    if gate == TASK_GATE:
+        how = BY_GATE | (FROM_EVENT if ext else 0) | (FROM_FAULT if fault else 0)
+        function = load64(load64(s + S.FUNCTIONS) + 8 * TASK_SWITCH)
+        return call4(function, s, selector, how, error if has_error else -1)
+    if gate_code(s, selector, ext) == 0:
+        return FAILED
+    level = level_of(s)
+    if v86 and level != 0:
+        return selector_fault(s, S.GP, selector, ext)
+    size = 8 if long else 4 if gate & 8 else 2
+    if interrupt_stack(s, lshr(low, 32) & 7 if long else 0, level, ext) == 0:
+        return FAILED
+    store64(s + S.NEW_RIP, gate_offset(low, high, size))
+    flags = rflags(s) | (S.RF if fault else 0)
+    end = interrupt_frame(s, size, error, has_error, flags, long or level < cpl)
+    if long:
+        store64(s + S.NEW_RSP, load64(s + S.NEW_RSP) & -16)
+    stack_error = ext | (load64(s + S.NEW_SS + S.SEL) & 0xFFFC if level < cpl else 0)
+    if push_frame(s, end, size, level, stack_error) == 0:
+        return FAILED
+    if leads_outside(s):
+        return raise_at(s, S.GP, ext, 1)
+    clear = S.TF | S.NT | S.RF | S.VM86 | (0 if gate & 1 else S.IF)
+    store64(s + S.RFLAGS, load64(s + S.RFLAGS) & ~clear)
+    commit(s, level)
+    if v86:
+        for number in (0, 3, 4, 5):
+            nullify(s, s + S.SEGMENTS + S.SEGMENT_SIZE * number, 0)
+    return DELIVERED
 
 
 @group.add
 def deliver(s, vector, error, kind):
     """Deliver one event; error is -1 for none. DELIVERED, or FAILED: LEAVE tells the next exception, or an exit.
 
-    A nested exception is combined by the caller (raise_pending).
+    A nested exception is combined by the caller (deliver_exception). A task that is entered may begin with one of its
+    own: DELIVERED with it pending.
     """
-    if load64(s + S.HFLAGS) & S.MODE_LONG == 0:
-        memset(s + S.INSN_BYTES, 0, 16)
-        store64(s + S.INSN_LENGTH, 0)
-        store64(s + S.EXIT, S.EXIT_UNIMPLEMENTED)
-        store64(s + S.LEAVE, S.LEAVE_EXIT)
-        return FAILED
     store64(s + S.STEP_TRAP, 0)  # a handler begins without the trap of the instruction that called it
-    return deliver64(s, vector, 0 if error == -1 else error, error != -1, kind)
+    if load64(s + S.CR0) & S.CR0_PE == 0:
+        return deliver_real(s, vector)
+    return deliver_by_gate(s, vector, 0 if error == -1 else error, error != -1, kind)
 
 
 @group.add
@@ -146,7 +184,9 @@ def deliver_exception(s):
         if software:  # the embedder's: INT3 and INTO deliver theirs themselves
             store64(s + S.RIP, rip + 1)
         if deliver(s, vector, error, SOFTWARE if software else EXCEPTION) == DELIVERED:
-            return DELIVERED
+            if load64(s + S.EXC_PENDING) == 0:
+                return DELIVERED
+            continue
         store64(s + S.RIP, rip)
         leave = load64(s + S.LEAVE)
         if leave != S.LEAVE_EXCEPTION:

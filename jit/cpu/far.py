@@ -1,5 +1,420 @@
-"""Far CALL, JMP and RET, call gates, LES and company (SDM vol. 2; vol. 3, ch. 5)."""
+"""Far CALL, JMP and RET, IRET, call gates (SDM vol. 2; vol. 3, 5.8).
 
-from ..build import Group
+A transfer is worked out in NEW_CS, NEW_RIP, NEW_SS and NEW_RSP (gate.py); it has happened when all checks are done.
+"""
+
+from .. import state as S
+from ..build import Group, compiled
+from ..raw import call4, load8, load64, lshr, store64, zext32
+from .access import effective, peek_value, push_value, read_mem, set_rsp, truncate
+from .descriptor import (
+    UNUSABLE,
+    attributes,
+    code_descriptor,
+    copy_segment,
+    data_descriptor,
+    load_real,
+    load_segment,
+    mixed,
+    nullify_stack,
+    read_descriptor,
+    selector_fault,
+)
+from .flags import set_arithmetic
+from .gate import (
+    commit,
+    current_stack,
+    gate_code,
+    gate_offset,
+    inner_stack,
+    leads_outside,
+    level_of,
+    push_frame,
+    put,
+)
+from .operand import dst, fault, leave_to, rip_here, rip_next
+from .record import IMM, OSIZE
+from .supervisor import derive_mode
+from .task import BY_CALL, BY_IRET, BY_JMP, TASK_SWITCH, read_link
 
 group = Group("far", __name__)
+
+# What IRET and POPF may change besides the arithmetic flags; VM is for IRET alone, and of its own
+CHANGEABLE = S.TF | S.IF | S.DF | S.NT | S.RF | S.AC | S.ID | S.VIF | S.VIP | S.IOPL
+CALL_GATE16, TASK_GATE, CALL_GATE32 = 4, 5, 12
+TSS16, TSS32 = 1, 9
+
+
+@compiled
+def switch_task(s, r, selector, how):
+    """To another task; it is to come back to the next instruction."""
+    store64(s + S.RIP, rip_next(s, r))
+    function = load64(load64(s + S.FUNCTIONS) + 8 * TASK_SWITCH)
+    if call4(function, s, selector, how, -1) == 0:
+        store64(s + S.RIP, rip_here(s, r))
+    return 0
+
+
+# CALL and JMP
+
+
+@compiled
+def push_return(s, r):
+    """CS and the next instruction's address, for a CALL: 1, or 0 with RSP unchanged."""
+    size, old = load8(r + OSIZE), load64(s + S.RSP)
+    if push_value(s, r, load64(s + S.CS + S.SEL), size) == 0:
+        return 0
+    if push_value(s, r, rip_next(s, r), size) == 0:
+        store64(s + S.RSP, old)
+        return 0
+    return 1
+
+
+@compiled
+def arrive(s, r, call):
+    """To NEW_CS:NEW_RIP on the same stack: 0, as a handler returns."""
+    old = load64(s + S.RSP)
+    if call and push_return(s, r) == 0:
+        return 0
+    if leads_outside(s):
+        store64(s + S.RSP, old)
+        return fault(s, r, S.GP, 0, 1)
+    copy_segment(s + S.CS, s + S.NEW_CS)
+    derive_mode(s)
+    return leave_to(s, load64(s + S.NEW_RIP))
+
+
+@compiled
+def to_code(s, r, selector, call):
+    """A code segment, by its own descriptor in T1."""
+    attr, cpl = attributes(load64(s + S.T1)), load64(s + S.CPL)
+    dpl, rpl = attr >> 5 & 3, selector & 3
+    denied = dpl > cpl if attr & 4 else rpl > cpl or dpl != cpl
+    if attr & 8 == 0 or denied or mixed(s, attr):
+        return selector_fault(s, S.GP, selector, 0)
+    if attr >> 7 & 1 == 0:
+        return selector_fault(s, S.NP, selector, 0)
+    if load_segment(s, s + S.NEW_CS, selector & 0xFFFC | cpl, load64(s + S.T1)) == 0:
+        return 0
+    return arrive(s, r, call)
+
+
+@compiled
+def gate_frame(s, r, size, count):
+    """What CALL through a gate pushes: FRAME's end, or 0 to leave. `count`: parameters from the outer stack, or -1."""
+    at = put(s + S.FRAME, size, rip_next(s, r))
+    at = put(at, size, load64(s + S.CS + S.SEL))
+    if count < 0:
+        return at
+    for number in range(count):
+        if peek_value(s, r, number * size, size) == 0:
+            return 0
+        at = put(at, size, load64(s + S.T3))
+    at = put(at, size, load64(s + S.RSP))
+    return put(at, size, load64(s + S.SS + S.SEL))
+
+
+@compiled
+def to_call_gate(s, r, selector, kind, call):
+    """Through the call gate in T1; its descriptor has 16 bytes in long mode, without a type in the upper half."""
+    low, high, size = load64(s + S.T1), 0, 4 if kind == CALL_GATE32 else 2
+    if load64(s + S.HFLAGS) & S.MODE_LONG:
+        found = read_descriptor(s, selector + 8, s + S.T2)
+        if found == 0:
+            return 0
+        high, size = load64(s + S.T2), 8
+        if found == 2 or attributes(high) & 0x1F:
+            return selector_fault(s, S.GP, selector, 0)
+    target, cpl = lshr(low, 16) & 0xFFFF, load64(s + S.CPL)
+    if gate_code(s, target, 0) == 0:
+        return 0
+    store64(s + S.NEW_RIP, gate_offset(low, high, size))
+    level = level_of(s)
+    if call == 0 and level != cpl:
+        return selector_fault(s, S.GP, target, 0)
+    inner = level < cpl
+    if (inner_stack(s, level, 0) if inner else current_stack(s)) == 0:
+        return 0
+    if call:
+        parameters = 0 if size == 8 else lshr(low, 32) & 31
+        end = gate_frame(s, r, size, parameters if inner else -1)
+        error = load64(s + S.NEW_SS + S.SEL) & 0xFFFC if inner else 0
+        if end == 0 or push_frame(s, end, size, level, error) == 0:
+            return 0
+    if leads_outside(s):
+        return fault(s, r, S.GP, 0, 1)
+    commit(s, level)
+    return 0
+
+
+@compiled
+def to_system(s, r, selector, call):
+    """A gate or a task, by its descriptor in T1."""
+    attr, long = attributes(load64(s + S.T1)), load64(s + S.HFLAGS) & S.MODE_LONG
+    kind, dpl = attr & 15, attr >> 5 & 3
+    known = kind == CALL_GATE32
+    if long == 0:
+        known = known or kind in (CALL_GATE16, TASK_GATE, TSS16, TSS32)
+    if not known or dpl < load64(s + S.CPL) or dpl < selector & 3:
+        return selector_fault(s, S.GP, selector, 0)
+    if attr >> 7 & 1 == 0:
+        return selector_fault(s, S.NP, selector, 0)
+    if kind in (CALL_GATE16, CALL_GATE32):
+        return to_call_gate(s, r, selector, kind, call)
+    if kind == TASK_GATE:
+        selector = lshr(load64(s + S.T1), 16) & 0xFFFF
+    return switch_task(s, r, selector, BY_CALL if call else BY_JMP)
+
+
+@group.add
+def far_branch(s, r, call):
+    """To the selector in NEW_CS and the offset in NEW_RIP."""
+    store64(s + S.RIP, rip_here(s, r))
+    selector = load64(s + S.NEW_CS + S.SEL)
+    if load64(s + S.HFLAGS) & S.MODE_PROTECTED == 0:
+        copy_segment(s + S.NEW_CS, s + S.CS)
+        load_real(s, s + S.NEW_CS, selector)
+        return arrive(s, r, call)
+    if selector & 0xFFFC == 0:
+        return fault(s, r, S.GP, 0, 1)
+    found = read_descriptor(s, selector, s + S.T1)
+    if found == 0:
+        return 0
+    if found == 2:
+        return selector_fault(s, S.GP, selector, 0)
+    if attributes(load64(s + S.T1)) & 0x10:
+        return to_code(s, r, selector, call)
+    return to_system(s, r, selector, call)
+
+
+def _direct(call):
+    """ptr16:16, ptr16:32: the offset is in IMM, the selector in DST."""
+
+    def handler(s, r):
+        store64(s + S.NEW_CS + S.SEL, dst(r) & 0xFFFF)
+        store64(s + S.NEW_RIP, truncate(load64(r + IMM), load8(r + OSIZE)))
+        return far_branch(s, r, call)
+
+    return handler
+
+
+def _indirect(call):
+    """m16:16, m16:32, m16:64."""
+
+    def handler(s, r):
+        size = load8(r + OSIZE)
+        la = effective(s, r, size + 2, 0)
+        if load64(s + S.LEAVE) != 0 or read_mem(s, r, la + size, 2, s + S.T2) == 0:
+            return 0
+        store64(s + S.NEW_RIP, 0)
+        if read_mem(s, r, la, size, s + S.NEW_RIP) == 0:
+            return 0
+        store64(s + S.NEW_CS + S.SEL, load64(s + S.T2) & 0xFFFF)
+        return far_branch(s, r, call)
+
+    return handler
+
+
+for _name, _call in (("jmp_far", 0), ("call_far", 1)):
+    group.add(_direct(_call), _name)
+    group.add(_indirect(_call), f"{_name}_mem")
+
+
+# RET and IRET
+
+
+@compiled
+def pop_frame(s, r, size, with_flags):
+    """NEW_RIP, NEW_CS's selector, and for IRET the flags in T0, from the stack, RSP unchanged: 1, or 0 to leave."""
+    store64(s + S.RIP, rip_here(s, r))
+    if peek_value(s, r, 0, size) == 0:
+        return 0
+    store64(s + S.NEW_RIP, load64(s + S.T3))
+    if peek_value(s, r, size, size) == 0:
+        return 0
+    store64(s + S.NEW_CS + S.SEL, load64(s + S.T3) & 0xFFFF)
+    if with_flags:
+        if peek_value(s, r, 2 * size, size) == 0:
+            return 0
+        store64(s + S.T0, load64(s + S.T3))
+    return 1
+
+
+@compiled
+def set_flags(s, value, allowed, size):
+    """The arithmetic flags and those in `allowed`, the upper half only from more than 16 bits."""
+    if size == 2:
+        allowed &= 0xFFFF
+    store64(s + S.RFLAGS, load64(s + S.RFLAGS) & ~allowed | value & allowed)
+    set_arithmetic(s, value)
+
+
+@compiled
+def return_real(s, r, size, depth):
+    """RET and IRET of real and virtual-8086 mode, CS:IP popped already: 1, or 0 to leave."""
+    selector = load64(s + S.NEW_CS + S.SEL)
+    copy_segment(s + S.NEW_CS, s + S.CS)
+    load_real(s, s + S.NEW_CS, selector)
+    if leads_outside(s):
+        return fault(s, r, S.GP, 0, 1)
+    copy_segment(s + S.CS, s + S.NEW_CS)
+    set_rsp(s, load64(s + S.RSP) + depth)
+    leave_to(s, load64(s + S.NEW_RIP))
+    return 1
+
+
+@compiled
+def outer_stack(s, r, size, depth, level):
+    """NEW_SS:NEW_RSP <- the stack to go back to: 1, or 0 to leave. NEW_CS is there already."""
+    if peek_value(s, r, depth, size) == 0:
+        return 0
+    stack = load64(s + S.T3)
+    if peek_value(s, r, depth + size, size) == 0:
+        return 0
+    selector = load64(s + S.T3) & 0xFFFF
+    store64(s + S.NEW_RSP, stack)
+    if selector & 0xFFFC == 0:
+        to64 = load64(s + S.HFLAGS) & S.MODE_LONG and load64(s + S.NEW_CS + S.ATTR) >> 13 & 1
+        if to64 == 0 or level == 3 or selector & 3 != level:
+            return fault(s, r, S.GP, 0, 1)
+        nullify_stack(s, s + S.NEW_SS, selector, level)
+        return 1
+    if data_descriptor(s, selector, level, 1, S.GP, 0) == 0:
+        return 0
+    return load_segment(s, s + S.NEW_SS, selector, load64(s + S.T1))
+
+
+@compiled
+def hide_inner_data(s, level):
+    """Data segments that an outer level may not use become null (SDM vol. 2, RET); a base in FS or GS stays."""
+    for number in (0, 3, 4, 5):
+        seg = s + S.SEGMENTS + S.SEGMENT_SIZE * number
+        attr = load64(seg + S.ATTR)
+        if attr & UNUSABLE == 0 and (attr >> 5 & 3) < level and attr & 0xC != 0xC:
+            store64(seg + S.SEL, 0)
+            store64(seg + S.LIMIT, 0)
+            store64(seg + S.ATTR, UNUSABLE)
+
+
+@compiled
+def far_return(s, r, size, release, with_flags):
+    """RETF and IRET in protected mode, CS:RIP popped already; RSP and SS too in 64-bit IRET or to an outer level."""
+    cpl, selector, flags = load64(s + S.CPL), load64(s + S.NEW_CS + S.SEL), load64(s + S.T0)
+    level, depth = selector & 3, (3 if with_flags else 2) * size + release
+    if selector & 0xFFFC != 0 and level < cpl:
+        return selector_fault(s, S.GP, selector, 0)
+    if code_descriptor(s, selector, S.GP, 0) == 0:
+        return 0
+    if load_segment(s, s + S.NEW_CS, selector, load64(s + S.T1)) == 0:
+        return 0
+    pops_stack = level != cpl or (with_flags and load64(s + S.HFLAGS) & S.MODE_CODE64)
+    if pops_stack:
+        if outer_stack(s, r, size, depth, level) == 0:
+            return 0
+        if with_flags == 0:
+            store64(s + S.NEW_RSP, load64(s + S.NEW_RSP) + release)
+    else:
+        current_stack(s)
+        store64(s + S.NEW_RSP, load64(s + S.RSP) + depth)
+    if leads_outside(s):
+        return fault(s, r, S.GP, 0, 1)
+    if with_flags:
+        allowed = CHANGEABLE & ~(S.VIF | S.VIP | S.IOPL | S.IF)
+        if cpl == 0:
+            allowed |= S.VIF | S.VIP | S.IOPL
+        if cpl <= (load64(s + S.RFLAGS) >> 12 & 3):
+            allowed |= S.IF
+        set_flags(s, flags, allowed, size)
+        store64(s + S.NMI_MASKED, 0)
+    if level > cpl:
+        hide_inner_data(s, level)
+    commit(s, level)
+    return 0
+
+
+@compiled
+def ret_far_any(s, r, release):
+    size = load8(r + OSIZE)
+    if pop_frame(s, r, size, 0) == 0:
+        return 0
+    if load64(s + S.HFLAGS) & S.MODE_PROTECTED:
+        return far_return(s, r, size, release, 0)
+    return_real(s, r, size, 2 * size + release)
+    return 0
+
+
+@group.add
+def ret_far_imm(s, r):
+    return ret_far_any(s, r, load64(r + IMM) & 0xFFFF)
+
+
+@group.add
+def ret_far(s, r):
+    """RETF: its IMM is 0."""
+    return ret_far_any(s, r, 0)
+
+
+@compiled
+def return_to_v86(s, r):
+    """IRET at CPL 0 with VM set in the flags that it pops: then follow ESP, SS, ES, DS, FS, GS."""
+    target = zext32(load64(s + S.NEW_RIP))
+    for number in range(6):
+        if peek_value(s, r, 12 + 4 * number, 4) == 0:
+            return 0
+        store64(s + S.FRAME + 8 * number, load64(s + S.T3))
+    if target > 0xFFFF:
+        return fault(s, r, S.GP, 0, 1)
+    set_flags(s, load64(s + S.T0), CHANGEABLE | S.VM86, 4)
+    load_real(s, s + S.CS, load64(s + S.NEW_CS + S.SEL))
+    load_real(s, s + S.SS, load64(s + S.FRAME + 8) & 0xFFFF)
+    load_real(s, s + S.ES, load64(s + S.FRAME + 16) & 0xFFFF)
+    load_real(s, s + S.DS, load64(s + S.FRAME + 24) & 0xFFFF)
+    load_real(s, s + S.FS, load64(s + S.FRAME + 32) & 0xFFFF)
+    load_real(s, s + S.GS, load64(s + S.FRAME + 40) & 0xFFFF)
+    store64(s + S.RSP, load64(s + S.FRAME))
+    store64(s + S.NMI_MASKED, 0)
+    derive_mode(s)
+    return leave_to(s, target)
+
+
+@compiled
+def iret_real(s, r, size):
+    """IRET of real and virtual-8086 mode; in the latter IOPL is out of reach, and must be 3 unless VME helps."""
+    v86, iopl = load64(s + S.HFLAGS) & S.MODE_V86, load64(s + S.RFLAGS) >> 12 & 3
+    flags, allowed = load64(s + S.T0), CHANGEABLE & ~(S.VIF | S.VIP)
+    virtual = v86 and iopl != 3
+    if virtual:
+        pending = load64(s + S.RFLAGS) & S.VIP and flags & S.IF
+        if load64(s + S.CR4) & S.CR4_VME == 0 or size != 2 or pending or flags & S.TF:
+            return fault(s, r, S.GP, 0, 1)
+    if v86:
+        allowed &= ~S.IOPL
+    if return_real(s, r, size, 3 * size) == 0:
+        return 0
+    if virtual:
+        allowed &= ~S.IF
+        store64(s + S.RFLAGS, load64(s + S.RFLAGS) & ~S.VIF | (S.VIF if flags & S.IF else 0))
+    set_flags(s, flags, allowed, size)
+    store64(s + S.NMI_MASKED, 0)
+    derive_mode(s)
+    return 0
+
+
+@group.add
+def iret(s, r):
+    size, hflags = load8(r + OSIZE), load64(s + S.HFLAGS)
+    store64(s + S.RIP, rip_here(s, r))
+    if hflags & S.MODE_PROTECTED and load64(s + S.RFLAGS) & S.NT:
+        if hflags & S.MODE_LONG:
+            return fault(s, r, S.GP, 0, 1)
+        if read_link(s) == 0:
+            return 0
+        return switch_task(s, r, load64(s + S.T3) & 0xFFFF, BY_IRET)
+    if pop_frame(s, r, size, 1) == 0:
+        return 0
+    if hflags & S.MODE_PROTECTED == 0:
+        return iret_real(s, r, size)
+    to_v86 = hflags & S.MODE_LONG == 0 and size == 4 and load64(s + S.T0) & S.VM86
+    if to_v86 and load64(s + S.CPL) == 0:
+        return return_to_v86(s, r)
+    return far_return(s, r, size, 0, 1)

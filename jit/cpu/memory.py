@@ -35,6 +35,7 @@ from .access import (
     probe,
     push_value,
     set_rsp,
+    stack_linear,
     stack_mask,
     truncate,
 )
@@ -296,8 +297,8 @@ for _width in (16, 32, 64):
 
 @group.add
 def enter_frame(s, r):
-    """ENTER imm16, imm8: the frame size is in IMM, the nesting level in AUX (SDM vol. 2, ENTER)."""
-    size, level = load8(r + OSIZE), load8(r + AUX) & 31
+    """ENTER imm16, imm8: the frame size is in IMM, the nesting level in DST (SDM vol. 2, ENTER)."""
+    size, level = load8(r + OSIZE), dst(r) & 31
     old_rsp, old_rbp = load64(s + S.RSP), load64(s + S.RBP)
     if push_value(s, r, old_rbp, size) == 0:
         return 0
@@ -312,9 +313,8 @@ def enter_frame(s, r):
         return 0
     top = (load64(s + S.RSP) - load64(r + IMM)) & stack_mask(s)
     # The manual checks that the new top of stack can be written before anything is committed.
-    la = truncate(top, 8)
-    store64(s + S.T3, 0)
-    if call_slow(s, r, RMW_READ_SLOW, la, size, s + S.T3) == 0:
+    la = stack_linear(s, r, top, size, 1)
+    if load64(s + S.LEAVE) != 0 or call_slow(s, r, RMW_READ_SLOW, la, size, s + S.T3) == 0:
         store64(s + S.RSP, old_rsp)
         return 0
     set_rsp(s, top)

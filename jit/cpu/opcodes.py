@@ -14,7 +14,8 @@ second operand's; with the attribute `bare` the mnemonic is the handler.
 
 Attributes: w (first operand only written), r (only read; default is both), one (the operand is a source), lock (LOCK
 allowed with a memory destination), end (ends the block), d64 (operand size 64 by default in 64-bit mode), f64 (always
-64 there), no64 (#UD in 64-bit mode), al (16-byte memory operand must be aligned), cpl0 (#GP unless CPL 0), mv (a plain
+64 there), no64 (#UD in 64-bit mode), o64 (there alone: another row has the opcode elsewhere), pm (#UD in real and
+virtual-8086 mode), al (16-byte memory operand must be aligned), cpl0 (#GP unless CPL 0), mv (a plain
 vector move), w16 (16 bits to memory, the operand size to a register), bit (a bit string in memory), xmem, popmem (a
 handler of their own for the memory form), noea (the operand is decoded, not used), x87 (CR0.EM and CR0.TS forbid it,
 the record's SRC is FOP), ud (always #UD), todo (valid, not implemented: the embedder is told, nothing is guessed).
@@ -56,24 +57,26 @@ def _alu_rows() -> str:
 ONE_BYTE = (
     _alu_rows()
     + """
-06 push_seg : bare todo no64
-07 pop_seg : bare todo no64
-0E push_seg : bare todo no64
-16 push_seg : bare todo no64
-17 pop_seg : bare todo no64
-1E push_seg : bare todo no64
-1F pop_seg : bare todo no64
-27 daa : bare todo no64
-2F das : bare todo no64
-37 aaa : bare todo no64
-3F aas : bare todo no64
+06 push_es : bare end no64
+07 pop_es : bare end no64
+0E push_cs : bare end no64
+16 push_ss : bare end no64
+17 pop_ss : bare end no64
+1E push_ds : bare end no64
+1F pop_ds : bare end no64
+27 daa : bare no64
+2F das : bare no64
+37 aaa : bare no64
+3F aas : bare no64
 40+r inc Zv : no64
 48+r dec Zv : no64
 50+r push Zv : r d64
 58+r pop Zv : w d64
-60 pusha : bare todo no64
-61 popa : bare todo no64
-63 movsx@_32 Gv Ed : w
+60 pusha : bare end no64
+61 popa : bare no64
+62m bound Gv M : bare no64
+63 movsx@_32 Gv Ed : w o64
+63 arpl Ew Gw : no64 pm
 68 push Iz : r d64
 69 imul3_ Gv Ev Iz : w
 6A push Is : r d64
@@ -98,7 +101,7 @@ ONE_BYTE = (
 90+r xchg Zv Av
 98 cbw Av
 99 cwd Av
-9A call_far Ip : bare todo no64
+9A call_far Iz Iw : bare end no64
 9B fwait : bare
 9C pushf : bare end d64
 9D popf : bare end d64
@@ -124,6 +127,8 @@ B0+r mov Zb Ib : w
 B8+r mov Zv Iv : w
 C2 ret_imm Iw : bare end f64
 C3 ret : bare end f64
+C4m les Gv M : bare end no64
+C5m lds Gv M : bare end no64
 C6/0 mov Eb Ib : w
 C7/0 mov Ev Iz : w
 C8 enter_frame Iw Ib : bare end d64
@@ -132,11 +137,12 @@ CA ret_far_imm Iw : bare end
 CB ret_far : bare end
 CC int3 : bare end
 CD int_n Ib : bare end
-CE into : bare todo no64
+CE into : bare end no64
 CF iret : bare end
-D4 aam : bare todo no64
-D5 aad : bare todo no64
-D7 xlat : bare todo
+D4 aam Ib : bare no64
+D5 aad Ib : bare no64
+D6 salc : bare no64
+D7 xlat : bare
 E0 loopne Jb : bare end f64
 E1 loope Jb : bare end f64
 E2 loop Jb : bare end f64
@@ -147,7 +153,7 @@ E6 out8 Ib : bare end
 E7 out_imm Ib : bare end
 E8 call_rel Jz : bare end f64
 E9 jmp Jz : bare end f64
-EA jmp_far Ip : bare todo no64
+EA jmp_far Iz Iw : bare end no64
 EB jmp Jb : bare end f64
 EC in8 Dw : bare end
 ED in_imm Dw : bare end
@@ -183,7 +189,7 @@ FE/1 dec Eb : lock
 FF/0 inc Ev : lock
 FF/1 dec Ev : lock
 FF/2 call_ind Ev : bare one end f64
-FF/3m call_far_mem M : bare todo
+FF/3m call_far_mem M : bare end
 FF/4 jmp_ind Ev : bare one end f64
 FF/5m jmp_far_mem M : bare end
 FF/6 push Ev : r d64
@@ -191,12 +197,12 @@ FF/6 push Ev : r d64
 )
 
 TWO_BYTE = """
-00/0 sldt Ev : bare w16
-00/1 str_ Ev : bare w16
-00/2 lldt Ew : bare one end cpl0
-00/3 ltr Ew : bare one end cpl0
-00/4 verr Ew : todo
-00/5 verw Ew : todo
+00/0 sldt Ev : bare w16 pm
+00/1 str_ Ev : bare w16 pm
+00/2 lldt Ew : bare one end cpl0 pm
+00/3 ltr Ew : bare one end cpl0 pm
+00/4 verr Ew : bare r pm
+00/5 verw Ew : bare r pm
 01/0m sgdt M : bare end
 01/1m sidt M : bare end
 01/2m lgdt M : bare end cpl0
@@ -210,11 +216,11 @@ TWO_BYTE = """
 01/3r svm_group : bare end reg
 01/5r pkru_group : bare end reg
 01/7r swapgs_group : bare end reg
-02 lar Gv Ew : bare todo
-03 lsl Gv Ew : bare todo
+02 lar Gv Ew : pm
+03 lsl Gv Ew : pm
 05 syscall : bare end
 06 clts : bare end cpl0
-07 sysret : bare end cpl0
+07 sysret : bare end
 08 barrier : bare end cpl0
 09 barrier : bare end cpl0
 0B ud2 : bare end
@@ -241,20 +247,20 @@ TWO_BYTE = """
 30 wrmsr : bare end cpl0
 31 read_tsc : bare
 32 rdmsr : bare end cpl0
-33 rdpmc : bare todo
+33 rdpmc : bare end
 34 sysenter : bare end
 35 sysexit : bare end cpl0
 40+cc cmov Gv Ev
 80+cc j Jz : bare end f64
 90+cc set Eb : w
-A0 push_fs : bare todo
-A1 pop_fs : bare todo
+A0 push_fs : bare end d64
+A1 pop_fs : bare end d64
 A2 cpuid : bare end
 A3 bt Ev Gv : r bit
 A4 shld Ev Gv Ib
 A5 shld Ev Gv Cb
-A8 push_gs : bare todo
-A9 pop_gs : bare todo
+A8 push_gs : bare end d64
+A9 pop_gs : bare end d64
 AA rsm : bare ud
 AB bts Ev Gv : lock bit
 AC shrd Ev Gv Ib
@@ -278,10 +284,10 @@ AE/7r barrier : bare
 AF imul2_ Gv Ev
 B0 cmpxchg Eb Gb : lock
 B1 cmpxchg Ev Gv : lock
-B2 lss : bare todo
+B2 lss Gv M : bare end
 B3 btr Ev Gv : lock bit
-B4 lfs : bare todo
-B5 lgs : bare todo
+B4 lfs Gv M : bare end
+B5 lgs Gv M : bare end
 B6 movzx@_8 Gv Eb : w
 B7 movzx@_16 Gv Ew : w
 F3.B8 popcnt Gv Ev : w

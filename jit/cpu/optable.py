@@ -15,13 +15,14 @@ from . import opcodes, opcodes_x87
 # Entry words
 SHAPE, ATTRIBUTES, KIND1, SIZE1, KIND2, SIZE2, KIND3, SIZE3 = range(8)
 SLOTS = 8  # five words: table slot by width of the first operand: 8, 16, 32, 64, 128 bits; 0: none
+ELSEWHERE = 13  # entry number of the row that holds outside 64-bit mode, 0: this one
 WORDS = 16
 ENTRY_BYTES = 8 * WORDS
 
 NONE, E, G, IMM, Z, A, D, C, ONE, J, M, MOFFS, S, K, T, V, W, U, R, X = range(20)
 KINDS = dict(zip("EGIZADC1JMOSKTVWURX", range(1, 20), strict=True))
-SIZE_B, SIZE_W, SIZE_D, SIZE_Q, SIZE_V, SIZE_Y, SIZE_Z, SIZE_X, SIZE_S, SIZE_NONE, SIZE_P = range(11)
-SIZES = dict(zip("bwdqvyzxs", range(9), strict=True)) | {"": SIZE_NONE, "p": SIZE_P}
+SIZE_B, SIZE_W, SIZE_D, SIZE_Q, SIZE_V, SIZE_Y, SIZE_Z, SIZE_X, SIZE_S, SIZE_NONE = range(10)
+SIZES = dict(zip("bwdqvyzxs", range(9), strict=True)) | {"": SIZE_NONE}
 
 # Shapes: how records are laid out for the operands
 BARE, OPERATE, MOVE, ONE_SOURCE, ADDRESS, XCHG, POP_MEM, BIT, NOP, UNDEFINED, TODO, GROUP, W16 = range(13)
@@ -29,11 +30,11 @@ BARE, OPERATE, MOVE, ONE_SOURCE, ADDRESS, XCHG, POP_MEM, BIT, NOP, UNDEFINED, TO
 ATTRIBUTE_BITS = {
     name: 1 << bit
     for bit, name in enumerate(
-        ["w", "r", "lock", "end", "d64", "f64", "no64", "al", "cpl0", "sse", "x87", "mmx"]
+        ["w", "r", "lock", "end", "d64", "f64", "no64", "al", "cpl0", "sse", "x87", "mmx", "pm"]
     )
 }
 ATTR_W, ATTR_R, ATTR_LOCK, ATTR_END, ATTR_D64, ATTR_F64, ATTR_NO64, ATTR_AL = (1 << i for i in range(8))
-ATTR_CPL0, ATTR_SSE, ATTR_X87, ATTR_MMX = (1 << i for i in range(8, 12))
+ATTR_CPL0, ATTR_SSE, ATTR_X87, ATTR_MMX, ATTR_PM = (1 << i for i in range(8, 13))
 WIDTHS = (8, 16, 32, 64, 128)
 PREFIXES = {"NP": 0, "66": 1, "F3": 2, "F2": 3}
 MAP_COUNT = 4
@@ -156,16 +157,24 @@ def build_tables() -> ctypes.Array:
             cells.setdefault((row.prefix, row.opcode), []).append(row)
         # Rows without a prefix first: those with a mandatory prefix replace them in its column.
         for (prefix, opcode), members in sorted(cells.items(), key=lambda cell: cell[0][0] != ""):
+            only64 = [row for row in members if "o64" in row.attributes]
             position = len(entries)
-            if len(members) == 1 and members[0].reg is None and not members[0].form:
-                entries.append(_entry(members[0], slots))
-            else:
-                entries.extend(_group(members, slots))
+            entries.extend(_cell(only64 or members, slots))
+            if only64:
+                entries[position][ELSEWHERE] = len(entries)
+                entries.extend(_cell([row for row in members if row not in only64], slots))
             for column in PREFIXES.values() if not prefix else [PREFIXES[prefix]]:
                 maps[number][column][opcode] = position
     words = [word for prefix_maps in maps for column in prefix_maps for word in column]
     words += [word for entry in entries for word in entry]
     return (ctypes.c_int64 * len(words))(*words)
+
+
+def _cell(members: list[Row], slots: dict[str, int]) -> list[list[int]]:
+    """The entries of one opcode."""
+    if len(members) == 1 and members[0].reg is None and not members[0].form:
+        return [_entry(members[0], slots)]
+    return _group(members, slots)
 
 
 def _group(members: list[Row], slots: dict[str, int]) -> list[list[int]]:

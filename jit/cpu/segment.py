@@ -1,75 +1,58 @@
-"""Segment registers and far control transfers. 64-bit mode; what needs another mode is reported unimplemented."""
+"""Segment registers: loads and stores of them, LDTR and TR, and the instructions that look at descriptors."""
 
 from .. import state as S
 from ..build import Group, compiled
-from ..raw import load8, load64, lshr, memset, store16, store64, zext32
-from .access import effective, noncanonical, peek_value, read_mem, set_rsp
-from .flags import rflags, set_arithmetic
-from .operand import dst, fault, leave_next, leave_to, rip_here, src
-from .record import AUX, IMM, OSIZE
-from .supervisor import derive_mode, load_hidden, nullify, read_descriptor, write_system
+from ..mmu.walk import canonical
+from ..raw import load8, load64, store16, store64, zext32
+from .access import effective, pop_value, push_value, read_mem, set_rsp
+from .descriptor import (
+    attributes,
+    data_descriptor,
+    load_hidden,
+    load_real,
+    load_segment,
+    nullify,
+    nullify_stack,
+    read_descriptor,
+    selector_fault,
+    table,
+)
+from .flags import set_zf
+from .operand import PUT, done, dst, fault, leave_next, rip_here, src
+from .record import AUX, OSIZE
+from .supervisor import derive_mode, write_system
 
 group = Group("segment", __name__)
 
-CHANGEABLE = S.TF | S.IF | S.DF | S.NT | S.RF | S.AC | S.ID | S.VIF | S.VIP | S.IOPL
+NAMES = ("es", "cs", "ss", "ds", "fs", "gs")
 
 
 @compiled
-def not_here(s, r):
-    """A form of the instruction that this CPU does not implement."""
-    memset(s + S.INSN_BYTES, 0, 16)
-    store64(s + S.INSN_LENGTH, 0)
+def take_segment(s, r, seg, selector):
+    """A data segment register's new selector (SDM vol. 2, MOV): 1, or 0 with a fault raised."""
     store64(s + S.RIP, rip_here(s, r))
-    store64(s + S.EXIT, S.EXIT_UNIMPLEMENTED)
-    store64(s + S.LEAVE, S.LEAVE_EXIT)
-    return 0
-
-
-@compiled
-def set_accessed(s, selector, low):
-    """Set the accessed bit of a code or data descriptor in memory: 1, or 0 to leave."""
-    if lshr(low, 40) & 1:
-        return 1
-    table = load64(s + S.LDTR + S.BASE) if selector & 4 else load64(s + S.GDTR_BASE)
-    store64(s + S.T3, lshr(low, 40) & 0xFF | 1)
-    return write_system(s, table + (selector & 0xFFF8) + 5, 1, s + S.T3)
-
-
-@compiled
-def load_data_segment(s, r, seg, selector):
-    """MOV/POP to ES DS FS GS SS in protected mode (SDM vol. 2, MOV): 1, or 0 with a fault raised."""
-    store64(s + S.RIP, rip_here(s, r))
-    is_ss, cpl, rpl = seg == s + S.SS, load64(s + S.CPL), selector & 3
+    if load64(s + S.HFLAGS) & S.MODE_PROTECTED == 0:
+        return load_real(s, seg, selector)
+    stack, level = 1 if seg == s + S.SS else 0, load64(s + S.CPL)
     if selector & 0xFFFC == 0:
-        if is_ss and (load64(s + S.HFLAGS) & S.MODE_CODE64 == 0 or cpl == 3 or rpl != cpl):
+        if stack == 0:
+            nullify(s, seg, selector)
+            return 1
+        if load64(s + S.HFLAGS) & S.MODE_CODE64 == 0 or level == 3 or selector & 3 != level:
             return fault(s, r, S.GP, 0, 1)
-        nullify(s, seg, selector)
-        if is_ss:
-            store64(seg + S.ATTR, 1 << 16 | cpl << 5)
+        nullify_stack(s, seg, selector, level)
         return 1
-    found = read_descriptor(s, selector, s + S.T1)
-    if found == 0:
+    if data_descriptor(s, selector, level, stack, S.GP, 0) == 0:
         return 0
-    low = load64(s + S.T1)
-    attr = lshr(low, 40)
-    kind, dpl = attr & 0x1F, attr >> 5 & 3
-    if found == 2 or kind & 0x10 == 0:
-        return fault(s, r, S.GP, selector & 0xFFFC, 1)
-    if is_ss:
-        if rpl != cpl or kind & 0xA != 2 or dpl != cpl:
-            return fault(s, r, S.GP, selector & 0xFFFC, 1)
-        if attr >> 7 & 1 == 0:
-            return fault(s, r, S.SS_FAULT, selector & 0xFFFC, 1)
-    else:
-        conforming, code = kind & 0xC == 0xC, kind & 8
-        if (code and kind & 2 == 0) or (not conforming and (rpl > dpl or cpl > dpl)):
-            return fault(s, r, S.GP, selector & 0xFFFC, 1)
-        if attr >> 7 & 1 == 0:
-            return fault(s, r, S.NP, selector & 0xFFFC, 1)
-    if set_accessed(s, selector, low) == 0:
-        return 0
-    load_hidden(s, seg, selector, low | 1 << 40)
-    return 1
+    return load_segment(s, seg, selector, load64(s + S.T1))
+
+
+@compiled
+def shadow(s, seg):
+    """MOV and POP to SS hold interrupts off until the next instruction has set the stack pointer."""
+    if seg == s + S.SS:
+        store64(s + S.INTR_SHADOW, 2)
+        store64(s + S.SHADOW_SET, 1)
 
 
 @group.add
@@ -79,15 +62,73 @@ def mov_to_seg(s, r):
     if number == 1 or number > 5:
         return fault(s, r, S.UD, 0, 0)
     seg = s + S.SEGMENTS + S.SEGMENT_SIZE * number
-    if load64(s + S.HFLAGS) & S.MODE_PROTECTED == 0:
-        return not_here(s, r)
-    if load_data_segment(s, r, seg, selector) == 0:
+    if take_segment(s, r, seg, selector) == 0:
         return 0
-    if seg == s + S.SS:
-        store64(s + S.INTR_SHADOW, 2)
-        store64(s + S.SHADOW_SET, 1)
+    shadow(s, seg)
     derive_mode(s)
     return leave_next(s, r)
+
+
+def _push(seg):
+    """A 32-bit push writes 16 bits alone, as processors since the Pentium 4 do (SDM vol. 2, PUSH)."""
+
+    def handler(s, r):
+        size, selector, old = load8(r + OSIZE), load64(s + seg + S.SEL), load64(s + S.RSP)
+        if size != 4:
+            return leave_next(s, r) if push_value(s, r, selector, size) else 0
+        set_rsp(s, old - 2)
+        if push_value(s, r, selector, 2) == 0:
+            store64(s + S.RSP, old)
+            return 0
+        return leave_next(s, r)
+
+    return handler
+
+
+def _pop(seg):
+    def handler(s, r):
+        old = load64(s + S.RSP)
+        if pop_value(s, r, load8(r + OSIZE)) == 0:
+            return 0
+        if take_segment(s, r, s + seg, load64(s + S.T3) & 0xFFFF) == 0:
+            store64(s + S.RSP, old)
+            return 0
+        shadow(s, s + seg)
+        derive_mode(s)
+        return leave_next(s, r)
+
+    return handler
+
+
+def _load_pointer(seg):
+    """LDS and company: the offset is at the operand, the selector behind it."""
+
+    def handler(s, r):
+        size = load8(r + OSIZE)
+        la = effective(s, r, size + 2, 0)
+        store64(s + S.T0, 0)
+        if load64(s + S.LEAVE) != 0 or read_mem(s, r, la, size, s + S.T0) == 0:
+            return 0
+        if read_mem(s, r, la + size, 2, s + S.T2) == 0:
+            return 0
+        if take_segment(s, r, s + seg, load64(s + S.T2) & 0xFFFF) == 0:
+            return 0
+        if size == 2:
+            store16(dst(r), load64(s + S.T0))
+        else:
+            store64(dst(r), load64(s + S.T0))
+        derive_mode(s)
+        return leave_next(s, r)
+
+    return handler
+
+
+for _number, _name in enumerate(NAMES):
+    _seg = S.SEGMENTS + S.SEGMENT_SIZE * _number
+    group.add(_push(_seg), f"push_{_name}")
+    if _name != "cs":
+        group.add(_pop(_seg), f"pop_{_name}")
+        group.add(_load_pointer(_seg), f"l{_name}")
 
 
 @group.add
@@ -129,41 +170,44 @@ def umip_forbids(s):
     return 1 if load64(s + S.CPL) != 0 and load64(s + S.CR4) & S.CR4_UMIP else 0
 
 
+LDT, TSS16, TSS32 = 2, 1, 9  # descriptor types
+
+
 def _load_system(target, available):
-    """LLDT, LTR: a system descriptor of 16 bytes in long mode."""
+    """LLDT, LTR: a system descriptor, of 16 bytes in long mode."""
 
     def handler(s, r):
         store64(s + S.RIP, rip_here(s, r))
-        selector = load64(src(r)) & 0xFFFF
-        seg = s + target
+        selector, seg = load64(src(r)) & 0xFFFF, s + target
         if selector & 0xFFFC == 0:
-            if available != 2:
+            if available != LDT:
                 return fault(s, r, S.GP, 0, 1)
             nullify(s, seg, selector)
             return leave_next(s, r)
         if selector & 4:
-            return fault(s, r, S.GP, selector & 0xFFFC, 1)
+            return selector_fault(s, S.GP, selector, 0)
         found = read_descriptor(s, selector, s + S.T1)
         if found == 0:
             return 0
         low = load64(s + S.T1)
-        attr = lshr(low, 40)
-        if found == 2 or attr & 0x1F != available:
-            return fault(s, r, S.GP, selector & 0xFFFC, 1)
+        attr, long = attributes(low), load64(s + S.HFLAGS) & S.MODE_LONG
+        good = attr & 0x1F == available or (attr & 0x1F == TSS16 and available == TSS32 and long == 0)
+        if found == 2 or not good:
+            return selector_fault(s, S.GP, selector, 0)
         if attr >> 7 & 1 == 0:
-            return fault(s, r, S.NP, selector & 0xFFFC, 1)
+            return selector_fault(s, S.NP, selector, 0)
         high = 0
-        if load64(s + S.HFLAGS) & S.MODE_LONG:
+        if long:
             found = read_descriptor(s, selector + 8, s + S.T2)
             if found == 0:
                 return 0
             high = load64(s + S.T2)
-            if found == 2 or lshr(high, 40) & 0x1F:
-                return fault(s, r, S.GP, selector & 0xFFFC, 1)
-        if available == 9:  # LTR marks the TSS busy
+            if found == 2 or attributes(high) & 0x1F or canonical(s, high << 32) == 0:
+                return selector_fault(s, S.GP, selector, 0)
+        if available != LDT:  # LTR marks the TSS busy
             low |= 1 << 41
-            store64(s + S.T3, lshr(low, 40) & 0xFF)
-            if write_system(s, load64(s + S.GDTR_BASE) + (selector & 0xFFF8) + 5, 1, s + S.T3) == 0:
+            store64(s + S.T3, attributes(low))
+            if write_system(s, table(s, selector) + (selector & 0xFFF8) + 5, 1, s + S.T3) == 0:
                 return 0
         load_hidden(s, seg, selector, low)
         store64(seg + S.BASE, load64(seg + S.BASE) | zext32(high) << 32)
@@ -172,162 +216,87 @@ def _load_system(target, available):
     return handler
 
 
-group.add(_load_system(S.LDTR, 2), "lldt")
-group.add(_load_system(S.TR, 9), "ltr")
+group.add(_load_system(S.LDTR, LDT), "lldt")
+group.add(_load_system(S.TR, TSS32), "ltr")
+
+
+# Looking at descriptors: ZF says whether it may be used; nothing faults but the access to the table.
+
+LAR_TYPES = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 9 | 1 << 11 | 1 << 12
+LAR_TYPES_LONG = 1 << 2 | 1 << 9 | 1 << 11 | 1 << 12
+LSL_TYPES = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 9 | 1 << 11
+LSL_TYPES_LONG = 1 << 2 | 1 << 9 | 1 << 11
 
 
 @compiled
-def load_code(s, r, selector, target):
-    """CS for a far return or jump within the privilege level given by the selector's RPL: 1, or 0 with a fault."""
+def visible(s, selector):
+    """T1 <- a descriptor that CPL and RPL may see: 1; 0 with LEAVE set; 2 when they may not, or there is none."""
     if selector & 0xFFFC == 0:
-        return fault(s, r, S.GP, 0, 1)
+        return 2
     found = read_descriptor(s, selector, s + S.T1)
-    if found == 0:
-        return 0
-    attr = lshr(load64(s + S.T1), 40)
-    rpl, dpl = selector & 3, attr >> 5 & 3
-    conforming = attr & 4
-    if found == 2 or attr & 0x18 != 0x18 or (conforming and dpl > rpl) or (not conforming and dpl != rpl):
-        return fault(s, r, S.GP, selector & 0xFFFC, 1)
-    if attr >> 13 & 1 and attr >> 14 & 1:
-        return fault(s, r, S.GP, selector & 0xFFFC, 1)
-    if attr >> 7 & 1 == 0:
-        return fault(s, r, S.NP, selector & 0xFFFC, 1)
-    return 1
+    if found != 1:
+        return found
+    attr = attributes(load64(s + S.T1))
+    dpl = attr >> 5 & 3
+    conforming = attr & 0x1C == 0x1C
+    return 1 if conforming or (dpl >= load64(s + S.CPL) and dpl >= selector & 3) else 2
 
 
-@compiled
-def far_return(s, r, size, release, with_flags):
-    """RETF and IRET in long mode: pop RIP, CS (RFLAGS), and RSP, SS where IRET or a privilege change has them."""
-    store64(s + S.RIP, rip_here(s, r))
-    cpl = load64(s + S.CPL)
-    if peek_value(s, r, 0, size) == 0:
-        return 0
-    target = load64(s + S.T3)
-    if peek_value(s, r, size, size) == 0:
-        return 0
-    selector = load64(s + S.T3) & 0xFFFF
-    flags = rflags(s)
-    depth = 2 * size
-    if with_flags:
-        if peek_value(s, r, depth, size) == 0:
+def _verify(write):
+    """VERR, VERW."""
+
+    def handler(s, r):
+        store64(s + S.RIP, rip_here(s, r))
+        found = visible(s, load64(dst(r)) & 0xFFFF)
+        if found == 0:
             return 0
-        flags = load64(s + S.T3)
-        depth += size
-    depth += release
-    rpl = selector & 3
-    if rpl < cpl:
-        return fault(s, r, S.GP, selector & 0xFFFC, 1)
-    if load_code(s, r, selector, target) == 0:
-        return 0
-    code = load64(s + S.T1)
-    to64 = lshr(code, 53) & 1
-    outer = rpl != cpl or (with_flags and load64(s + S.HFLAGS) & S.MODE_CODE64)
-    stack, stack_selector = load64(s + S.RSP) + depth, 0
-    if outer:
-        if peek_value(s, r, depth, size) == 0:
+        kind = attributes(load64(s + S.T1)) & 0x1F
+        fits = kind & 0x1A == 0x12 if write else kind & 0x10 != 0 and kind & 0xA != 8
+        set_zf(s, 1 if found == 1 and fits else 0)
+        return done(r)
+
+    return handler
+
+
+def _describe(width, types, types_long, of_limit):
+    """LAR, LSL: the destination is written only when ZF is set."""
+    put = PUT[width]
+
+    def handler(s, r):
+        store64(s + S.RIP, rip_here(s, r))
+        found = visible(s, load64(src(r)) & 0xFFFF)
+        if found == 0:
             return 0
-        stack = load64(s + S.T3)
-        if peek_value(s, r, depth + size, size) == 0:
-            return 0
-        stack_selector = load64(s + S.T3) & 0xFFFF
-    if to64 and noncanonical(s, target, 1):
-        return fault(s, r, S.GP, 0, 1)
-    low = 0
-    if outer:
-        if stack_selector & 0xFFFC == 0:
-            if to64 == 0 or rpl == 3 or stack_selector & 3 != rpl:
-                return fault(s, r, S.GP, 0, 1)
+        low = load64(s + S.T1)
+        kind = attributes(low) & 0x1F
+        known = (types_long if load64(s + S.EFER) & S.EFER_LMA else types) >> kind | kind >> 4
+        if found == 2 or known & 1 == 0:
+            set_zf(s, 0)
+            return done(r)
+        if of_limit:
+            load_hidden(s, s + S.NEW_SS, 0, low)
+            put(dst(r), load64(s + S.NEW_SS + S.LIMIT))
         else:
-            found = read_descriptor(s, stack_selector, s + S.T2)
-            if found == 0:
-                return 0
-            low = load64(s + S.T2)
-            attr = lshr(low, 40)
-            if found == 2 or stack_selector & 3 != rpl or attr & 0x1A != 0x12 or (attr >> 5 & 3) != rpl:
-                return fault(s, r, S.GP, stack_selector & 0xFFFC, 1)
-            if attr >> 7 & 1 == 0:
-                return fault(s, r, S.SS_FAULT, stack_selector & 0xFFFC, 1)
-    load_hidden(s, s + S.CS, selector, code | 1 << 40)
-    if outer:
-        if stack_selector & 0xFFFC == 0:
-            nullify(s, s + S.SS, stack_selector)
-            store64(s + S.SS + S.ATTR, 1 << 16 | rpl << 5)
-        else:
-            load_hidden(s, s + S.SS, stack_selector, low | 1 << 40)
-    if with_flags:
-        allowed = CHANGEABLE & ~(S.VIF | S.VIP | S.IOPL | S.IF)
-        if cpl == 0:
-            allowed |= S.VIF | S.VIP | S.IOPL
-        if cpl <= (load64(s + S.RFLAGS) >> 12 & 3):
-            allowed |= S.IF
-        if size == 2:
-            allowed &= 0xFFFF
-        store64(s + S.RFLAGS, load64(s + S.RFLAGS) & ~allowed | flags & allowed)
-        set_arithmetic(s, flags)
-        store64(s + S.NMI_MASKED, 0)
-    if rpl > cpl:  # data segments that the outer level may not use become null (SDM vol. 2, RET)
-        for number in (0, 3, 4, 5):
-            seg = s + S.SEGMENTS + S.SEGMENT_SIZE * number
-            attr = load64(seg + S.ATTR)
-            if (attr >> 5 & 3) < rpl and attr & 0xC != 0xC:
-                nullify(s, seg, 0)
-    derive_mode(s)
-    set_rsp(s, stack + (release if outer and not with_flags else 0))
-    return leave_to(s, target if size == 8 else zext32(target))
+            put(dst(r), low >> 32 & 0xF0FF00)
+        set_zf(s, 1)
+        return done(r)
+
+    return handler
+
+
+group.add(_verify(False), "verr")
+group.add(_verify(True), "verw")
+for _width in (16, 32, 64):
+    group.add(_describe(_width, LAR_TYPES, LAR_TYPES_LONG, False), f"lar{_width}")
+    group.add(_describe(_width, LSL_TYPES, LSL_TYPES_LONG, True), f"lsl{_width}")
 
 
 @group.add
-def iret(s, r):
-    if load64(s + S.HFLAGS) & S.MODE_LONG == 0:
-        return not_here(s, r)
-    if load64(s + S.RFLAGS) & S.NT:
-        return fault(s, r, S.GP, 0, 1)
-    return far_return(s, r, load8(r + OSIZE), 0, 1)
-
-
-@group.add
-def ret_far(s, r):
-    if load64(s + S.HFLAGS) & S.MODE_LONG == 0:
-        return not_here(s, r)
-    return far_return(s, r, load8(r + OSIZE), 0, 0)
-
-
-@group.add
-def ret_far_imm(s, r):
-    if load64(s + S.HFLAGS) & S.MODE_LONG == 0:
-        return not_here(s, r)
-    return far_return(s, r, load8(r + OSIZE), load64(r + IMM) & 0xFFFF, 0)
-
-
-@group.add
-def jmp_far_mem(s, r):
-    """JMP m16:16/32/64 to a code segment of the same level."""
-    size = load8(r + OSIZE)
-    la = effective(s, r, size + 2, 0)
-    if load64(s + S.LEAVE) != 0 or load64(s + S.HFLAGS) & S.MODE_LONG == 0:
-        return 0 if load64(s + S.LEAVE) != 0 else not_here(s, r)
-    store64(s + S.T0, 0)
-    if read_mem(s, r, la, size, s + S.T0) == 0 or read_mem(s, r, la + size, 2, s + S.T2) == 0:
-        return 0
-    target, selector, cpl = load64(s + S.T0), load64(s + S.T2) & 0xFFFF, load64(s + S.CPL)
-    if selector & 0xFFFC == 0:
-        return fault(s, r, S.GP, 0, 1)
-    found = read_descriptor(s, selector, s + S.T1)
-    if found == 0:
-        return 0
-    code = load64(s + S.T1)
-    attr = lshr(code, 40)
-    if found != 2 and attr & 0x10 == 0:
-        return not_here(s, r)  # call gates, task gates
-    dpl, conforming = attr >> 5 & 3, attr & 4
-    denied = dpl > cpl if conforming else selector & 3 > cpl or dpl != cpl
-    if found == 2 or attr & 8 == 0 or denied:
-        return fault(s, r, S.GP, selector & 0xFFFC, 1)
-    if attr >> 7 & 1 == 0:
-        return fault(s, r, S.NP, selector & 0xFFFC, 1)
-    if lshr(code, 53) & 1 and noncanonical(s, target, 1):
-        return fault(s, r, S.GP, 0, 1)
-    load_hidden(s, s + S.CS, selector & 0xFFFC | cpl, code | 1 << 40)
-    derive_mode(s)
-    return leave_to(s, target)
+def arpl16(s, r):
+    """The destination's RPL is raised to the source's."""
+    selector, wanted = load64(dst(r)) & 0xFFFF, load64(src(r)) & 3
+    lower = selector & 3 < wanted
+    if lower:
+        store16(dst(r), selector & 0xFFFC | wanted)
+    set_zf(s, 1 if lower else 0)
+    return done(r)

@@ -1,10 +1,10 @@
-"""The processor's own accesses (descriptor tables, TSS, stack switches) and privilege changes."""
+"""The processor's own accesses (descriptor tables, TSS, stack switches), and what follows from its mode."""
 
 from .. import state as S
 from ..build import compiled
 from ..mmu import layout as M
 from ..mmu.group import READ_SLOW, SELECT_TLB, WRITE_SLOW
-from ..raw import call1, call4, load64, lshr, store64
+from ..raw import call1, call4, load64, store64, zext32
 
 IMPLICIT = M.IMPLICIT_SUPERVISOR << M.ACCESS_SHIFT
 
@@ -16,15 +16,21 @@ def call_member(s, slot):
 
 
 @compiled
+def linear(s, address):
+    """A linear address has 32 bits outside long mode."""
+    return address if load64(s + S.HFLAGS) & S.MODE_LONG else zext32(address)
+
+
+@compiled
 def read_system(s, la, size, pointer):
     """Read as the supervisor whatever CPL is: 1, or 0 to leave (LEAVE set, RIP untouched)."""
-    return call4(load64(load64(s + S.FUNCTIONS) + 8 * READ_SLOW), s, la, size | IMPLICIT, pointer)
+    return call4(load64(load64(s + S.FUNCTIONS) + 8 * READ_SLOW), s, linear(s, la), size | IMPLICIT, pointer)
 
 
 @compiled
 def write_system(s, la, size, pointer):
     """Write as the supervisor whatever CPL is: 1, or 0 to leave."""
-    return call4(load64(load64(s + S.FUNCTIONS) + 8 * WRITE_SLOW), s, la, size | IMPLICIT, pointer)
+    return call4(load64(load64(s + S.FUNCTIONS) + 8 * WRITE_SLOW), s, linear(s, la), size | IMPLICIT, pointer)
 
 
 @compiled
@@ -71,31 +77,6 @@ def derive_mode(s):
 
 
 @compiled
-def load_hidden(s, seg, selector, low):
-    """Fill a segment record from a descriptor's low 8 bytes."""
-    base = lshr(low, 16) & 0xFFFFFF | (lshr(low, 56) & 0xFF) << 24
-    limit = low & 0xFFFF | (lshr(low, 48) & 0xF) << 16
-    attr = lshr(low, 40) & 0xF0FF
-    if attr >> 15 & 1:
-        limit = limit << 12 | 0xFFF
-    store64(seg + S.SEL, selector)
-    store64(seg + S.BASE, base)
-    store64(seg + S.LIMIT, limit)
-    store64(seg + S.ATTR, attr)
-    return 0
-
-
-@compiled
-def nullify(s, seg, selector):
-    """A null selector: the segment is unusable."""
-    store64(seg + S.SEL, selector)
-    store64(seg + S.BASE, 0)
-    store64(seg + S.LIMIT, 0)
-    store64(seg + S.ATTR, 1 << 16)
-    return 0
-
-
-@compiled
 def raise_at(s, vector, error, has_error):
     """Raise a fault with RIP as it is."""
     store64(s + S.EXC_VECTOR, vector)
@@ -104,16 +85,3 @@ def raise_at(s, vector, error, has_error):
     store64(s + S.EXC_PENDING, 1)
     store64(s + S.LEAVE, S.LEAVE_EXCEPTION)
     return 0
-
-
-@compiled
-def read_descriptor(s, selector, pointer):
-    """The 8 bytes of a GDT or LDT descriptor to `pointer`: 1; 0 with LEAVE set; 2 when it lies beyond the limit."""
-    table = s + S.LDTR if selector & 4 else 0
-    base = load64(s + S.LDTR + S.BASE) if table else load64(s + S.GDTR_BASE)
-    limit = load64(s + S.LDTR + S.LIMIT) if table else load64(s + S.GDTR_LIMIT)
-    if table and load64(s + S.LDTR + S.ATTR) >> 16 & 1:
-        return 2
-    if (selector & 0xFFF8) + 7 > limit:
-        return 2
-    return read_system(s, base + (selector & 0xFFF8), 8, pointer)

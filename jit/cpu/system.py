@@ -35,13 +35,19 @@ def find_leaf(s, function, index):
 
 
 @compiled
+def is_amd(s):
+    """Whether the guest's CPUID names AMD or Hygon, whose processors differ from Intel's in places."""
+    leaf = find_leaf(s, 0, 0)
+    return 1 if leaf != 0 and load32(leaf + 16) in (AMD_EBX, HYGON_EBX) else 0
+
+
+@compiled
 def leaf_out_of_range(s, function, index):
     """Intel answers the highest basic leaf (KVM's get_out_of_range_cpuid_entry)."""
     basic = find_leaf(s, 0, 0)
     if basic == 0:
         return 0
-    vendor = load32(basic + 16)
-    if vendor in (AMD_EBX, HYGON_EBX):
+    if is_amd(s):
         return 0
     base = 0
     if function >= 0x40000000 and function <= 0x4FFFFFFF:
@@ -83,6 +89,12 @@ def xsave_area(s, compacted):
             end = offset + load32(entry + 12)
             size = end if end > size else size
     return size
+
+
+@group.add
+def rdpmc(s, r):
+    """No CPUID leaf announces a counter, and then KVM refuses any index (kvm_pmu_rdpmc)."""
+    return fault(s, r, S.GP, 0, 1)
 
 
 @group.add

@@ -187,7 +187,7 @@ def wants_modrm(kind):
     """Whether an operand of this kind comes from the ModRM byte."""
     return (
         kind == T.E or kind == T.G or kind == T.M or kind == T.S or kind == T.K or kind == T.T
-        or kind == T.V or kind == T.W or kind == T.U or kind == T.R
+        or kind == T.V or kind == T.W or kind == T.U or kind == T.R or kind == T.P or kind == T.Q or kind == T.N
     )  # fmt: skip
 
 

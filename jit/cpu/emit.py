@@ -6,6 +6,7 @@ from ..raw import load64, memset, store8, store16, store64
 from . import optable as T
 from . import record as R
 from .memory import group as memory_group
+from .mmx import group as mmx_group
 from .move import group as move_group
 from .sse_move import group as sse_group
 from .trap import group as trap_group
@@ -27,6 +28,7 @@ POP_MEM = (0, *(_memory[f"pop_mem{width}"] for width in (16, 32, 64)), 0)
 BIT_ADDRESS = (0, *(_memory[f"bit_address{width}"] for width in (16, 32, 64)), 0)
 MOVES = (*(_move[f"mov{width}"] for width in (8, 16, 32, 64)), sse_group.slot("mov128"))
 LOAD_ALIGNED, STORE_ALIGNED = _memory["load128a"], _memory["store128a"]
+MMX_CHECK, MMX_ENTER = mmx_group.slot("mmx_check"), mmx_group.slot("mmx_enter")
 UNDEFINED, PRIVILEGED = _trap["undefined"], _trap["general_protection"]
 NOP = 0x90
 NOT_AVAILABLE = _trap["device_not_available"]
@@ -94,11 +96,13 @@ def register(s, number, size):
 @compiled
 def place(s, r, kind, size, scratch):
     """Address of an operand of record r; a memory operand is in `scratch`."""
-    if kind == T.E or kind == T.W:
+    if kind == T.E or kind == T.W or kind == T.Q:
         if load64(s + S.D_MOD) != 3:
             return scratch
         if kind == T.E:
             return register(s, load64(s + S.D_RM), size)
+        if kind == T.Q:
+            return s + S.ST + 16 * (load64(s + S.D_RM) & 7)
         return s + S.VEC + 64 * load64(s + S.D_RM)
     if kind == T.G:
         return register(s, load64(s + S.D_REG), size)
@@ -108,6 +112,10 @@ def place(s, r, kind, size, scratch):
         return s + S.VEC + 64 * load64(s + S.D_REG)
     if kind == T.U:
         return s + S.VEC + 64 * load64(s + S.D_RM)
+    if kind == T.P:
+        return s + S.ST + 16 * (load64(s + S.D_REG) & 7)
+    if kind == T.N:
+        return s + S.ST + 16 * (load64(s + S.D_RM) & 7)
     if kind == T.Z:
         return register(s, load64(s + S.D_OPCODE) & 7 | (load64(s + S.D_REX) & 1) << 3, size)
     if kind == T.A:
@@ -127,7 +135,7 @@ def place(s, r, kind, size, scratch):
 @compiled
 def in_memory(s, kind):
     """Whether an operand of this kind is the memory operand."""
-    return (kind == T.E or kind == T.W) and load64(s + S.D_MOD) != 3
+    return (kind == T.E or kind == T.W or kind == T.Q) and load64(s + S.D_MOD) != 3
 
 
 @compiled
@@ -211,8 +219,13 @@ def emit_operation(s, entry):
     elif memory1 and reads:
         emit_load(s, size1, s + S.T0, attributes & T.ATTR_AL)
     if in_memory(s, kind2):
+        if attributes & T.ATTR_MMX:
+            new_record(s, MMX_CHECK)
         emit_load(s, size2, s + S.T1, attributes & T.ATTR_AL)
+    if attributes & T.ATTR_MMX:
+        new_record(s, MMX_ENTER)
     r = new_record(s, slot)
+    store64(r + R.SEG_PTR, load64(s + S.D_SEGMENT))
     store64(r + R.DST, place(s, r, kind1, size1, s + S.T0))
     store64(r + R.SRC, place(s, r, kind2, size2, s + S.T1))
     if kind3 != T.NONE:
@@ -243,7 +256,7 @@ def emit_bare(s, entry, slot):
     if kind1 == T.IMM and kind2 == T.IMM:  # the second goes where an operand's address would be
         store64(r + R.DST, load64(s + S.D_IMM))
         store64(r + R.IMM, load64(s + S.D_FIRST))
-    if load64(entry + 8 * T.ATTRIBUTES) & T.ATTR_X87:
+    if load64(entry + 8 * T.ATTRIBUTES) & (T.ATTR_X87 | T.ATTR_MMX):
         store64(r + R.SRC, (load64(s + S.D_OPCODE) & 7) << 8 | load64(s + S.D_MODRM))
     store64(r + R.SEG_PTR, load64(s + S.D_SEGMENT))
     return r
@@ -269,6 +282,8 @@ def refused(s, entry):
         return UNDEFINED if hflags & S.MODE_NO_SSE else NOT_AVAILABLE
     if attributes & T.ATTR_X87 and hflags & (S.MODE_EM | S.MODE_TS):
         return NOT_AVAILABLE
+    if attributes & T.ATTR_MMX and hflags & (S.MODE_EM | S.MODE_TS):
+        return UNDEFINED if hflags & S.MODE_EM else NOT_AVAILABLE
     if attributes & T.ATTR_CPL0 and hflags & S.MODE_UNPRIVILEGED:
         return PRIVILEGED
     return 0

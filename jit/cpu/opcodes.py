@@ -4,10 +4,11 @@ A row is `[prefix.]opcode[/reg][m|r] mnemonic operands... [: attributes]`. Opcod
 in the low bits) or `70+cc` (condition in the low bits). `/reg` selects by the ModRM reg field, a trailing `m` or `r`
 restricts to memory or register forms. A prefix (66, F3, F2, NP) is mandatory where given.
 
-Operands: E ModRM r/m, G ModRM reg, I immediate, Z register in the opcode, A accumulator, D rDX, C CL, 1 the constant,
-J branch offset, M memory whose address the handler uses itself, O absolute offset, S segment register, K control
+Operands: E ModRM r/m, G ModRM reg, I immediate, Z register in the opcode, A accumulator, D rDX, C CL, 1 the constant, J
+branch offset, M memory whose address the handler uses itself, O absolute offset, S segment register, K control
 register, T debug register, R the r/m field as a general register, V vector register, W vector r/m, U vector r/m
-register. Sizes: b w d q, v (operand size), y (4, or 8 with REX.W), z (2, or 4), x (16 bytes), s (sign-extended byte).
+register, P, Q, N the same with MMX registers. Sizes: b w d q, v (operand size), y (4, or 8 with REX.W), z (2, or 4), x
+(16 bytes), s (sign-extended byte).
 
 Handlers are named mnemonic + width of the first operand; `@` in the mnemonic stands for that width and `%` for the
 second operand's; with the attribute `bare` the mnemonic is the handler.

@@ -1,8 +1,7 @@
 """Opcode rows of the vector instructions, in the notation of opcodes.py.
 
 All of them need CR4.OSFXSR set, CR0.EM and CR0.TS clear; a 16-byte memory operand must be aligned, except with the
-attribute `un`. `dq` names the handler by operand size: ...d, ...q. What an opcode without a row here does is not
-implemented: MMX.
+attribute `un`. `dq` names the handler by operand size: ...d, ...q.
 """
 
 

@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass, field
 
 from .. import build
-from . import opcodes, opcodes_x87
+from . import opcodes, opcodes_mmx, opcodes_x87
+from . import opcodes_vector as opcodes_sse
 
 # Entry words
 SHAPE, ATTRIBUTES, KIND1, SIZE1, KIND2, SIZE2, KIND3, SIZE3 = range(8)
@@ -19,8 +20,8 @@ ELSEWHERE = 13  # entry number of the row that holds outside 64-bit mode, 0: thi
 WORDS = 16
 ENTRY_BYTES = 8 * WORDS
 
-NONE, E, G, IMM, Z, A, D, C, ONE, J, M, MOFFS, S, K, T, V, W, U, R, X = range(20)
-KINDS = dict(zip("EGIZADC1JMOSKTVWURX", range(1, 20), strict=True))
+NONE, E, G, IMM, Z, A, D, C, ONE, J, M, MOFFS, S, K, T, V, W, U, R, X, P, Q, N = range(23)
+KINDS = dict(zip("EGIZADC1JMOSKTVWURXPQN", range(1, 23), strict=True))
 SIZE_B, SIZE_W, SIZE_D, SIZE_Q, SIZE_V, SIZE_Y, SIZE_Z, SIZE_X, SIZE_S, SIZE_NONE = range(10)
 SIZES = dict(zip("bwdqvyzxs", range(9), strict=True)) | {"": SIZE_NONE}
 
@@ -99,7 +100,7 @@ def _shape(row: Row) -> int:
         return MOVE
     if row.mnemonic == "xchg":
         return XCHG
-    return OPERATE if kinds and ("bare" not in a or any(kind in "EWV" for kind in kinds)) else BARE
+    return OPERATE if kinds and ("bare" not in a or any(kind in "EWVPQN" for kind in kinds)) else BARE
 
 
 def handler_names(row: Row) -> list[str]:
@@ -137,13 +138,12 @@ def all_maps() -> list[list[Row]]:
 
 
 def opcodes_vector() -> list[list[Row]]:
-    """SSE rows, kept in a module of their own."""
-    from . import opcodes_vector as v
-
-    maps = [[], *(parse(text) for text in (v.TWO_BYTE, v.MAP_38, v.MAP_3A))]
+    """SSE and MMX rows, kept in modules of their own."""
+    maps = [[], *(parse(text) for text in (opcodes_sse.TWO_BYTE, opcodes_sse.MAP_38, opcodes_sse.MAP_3A))]
     for row in (row for rows in maps for row in rows):
         row.attributes |= {"sse"} if "un" in row.attributes else {"sse", "al"}
-    return maps
+    mmx = [[], *(parse(text) for text in (opcodes_mmx.TWO_BYTE, opcodes_mmx.MAP_38, opcodes_mmx.MAP_3A))]
+    return [sse_rows + mmx_rows for sse_rows, mmx_rows in zip(maps, mmx, strict=True)]
 
 
 def build_tables() -> ctypes.Array:

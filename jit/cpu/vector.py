@@ -1,4 +1,4 @@
-"""128-bit values as lanes: one definition of an operation serves LLVM and plain Python.
+"""128-bit values (or 64-bit ones) as lanes: one definition of an operation serves LLVM and plain Python.
 
 An operation is written once, over Lanes with Python operators; `vector_op` turns it into a primitive over addresses,
 `op(dst, a, b)`: *dst = f(*a, *b). The LLVM backend makes vector instructions of it, the Python backend lists of
@@ -198,24 +198,28 @@ class LlvmLanes(Lanes):
         return self._make(self.builder.bitcast(self.value, self._type(bits, self.bits * self.count // bits)))
 
 
-def _plain_load(address: int, bits: int) -> PlainLanes:
-    whole = int.from_bytes(ctypes.string_at(address, 16), "little")
-    return PlainLanes([whole >> i for i in range(0, 128, bits)], bits)
+def _plain_load(address: int, bits: int, size: int) -> PlainLanes:
+    whole = int.from_bytes(ctypes.string_at(address, size // 8), "little")
+    return PlainLanes([whole >> i for i in range(0, size, bits)], bits)
 
 
-def _plain_store(address: int, lanes: PlainLanes) -> None:
-    whole = lanes.cast(128).values[0]
-    ctypes.memmove(address, whole.to_bytes(16, "little"), 16)
+def _plain_store(address: int, lanes: PlainLanes, size: int) -> None:
+    whole = lanes.cast(size).values[0]
+    ctypes.memmove(address, whole.to_bytes(size // 8, "little"), size // 8)
 
 
-def vector_op(name: str, bits: int, body: Callable, scalar: bool = False) -> Callable:
-    """The primitive `name(dst, a, b)`: *dst = body(*a, *b) over lanes of `bits`; b is a number itself if `scalar`."""
+def vector_op(name: str, bits: int, body: Callable, scalar: bool = False, size: int = 128) -> Callable:
+    """The primitive `name(dst, a, b)`: *dst = body(*a, *b) over lanes of `bits`; b is a number itself if `scalar`.
+
+    size: bits of each operand.
+    """
 
     def plain(dst: int, a: int, b: int) -> None:
-        _plain_store(dst, body(_plain_load(a, bits), u64(b) if scalar else _plain_load(b, bits)))
+        second = u64(b) if scalar else _plain_load(b, bits, size)
+        _plain_store(dst, body(_plain_load(a, bits, size), second), size)
 
     def generate(builder, dst, a, b):
-        kind = ir.VectorType(ir.IntType(bits), 128 // bits)
+        kind = ir.VectorType(ir.IntType(bits), size // bits)
 
         def load(address):
             return LlvmLanes(builder, builder.load(builder.inttoptr(address, kind.as_pointer()), align=8))

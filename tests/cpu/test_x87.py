@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(PLAIN, reason="a whole processor is slow in plai
 DATA = 0x150000
 CONTROL = {0xD9: (4, 5, 6, 7), 0xDD: (4, 6, 7)}  # memory forms that are not arithmetic, by the reg field
 COUNT = 60
-RBX = 3
+RBX, RSP, RDI = 3, 4, 7
 FCW, FSW, FTW, ST = 0, 2, 4, 32
 MEMORY = native.X87_CONTEXT.fields["memory"][1]  # type: ignore[index]
 ARITHMETIC = np.uint64(S.ARITHMETIC)
@@ -101,6 +101,10 @@ class Unit:
         guest = self.guest
         guest.write_cpu(S.GPR, context["gpr"].tobytes())
         guest[S.RBX], guest[S.RSP], guest[S.RIP], guest.rflags = DATA, STACK, CODE, int(context["flags"])
+        for n in range(16):
+            guest.write_cpu(S.VEC + 64 * n, context["vector"][n].tobytes())
+        guest[S.MXCSR] = int(context["mxcsr"][0])
+        guest[S.RDI] = DATA
         guest.write_cpu(S.FX, context["fx"][:5].tobytes())
         guest.write_cpu(S.ST, context["fx"][ST : ST + 128].tobytes())
         guest.write(DATA, context["memory"].tobytes())
@@ -109,7 +113,10 @@ class Unit:
         guest.derive()
         assert guest.run() == S.EXIT_HLT
         faulted = guest[S.RIP] != CODE + len(self.code) + 1
-        context["gpr"][0] = guest[S.RAX]
+        context["gpr"] = np.frombuffer(guest.read_cpu(S.GPR, 128), np.uint64)
+        for n in range(16):
+            context["vector"][n] = np.frombuffer(guest.read_cpu(S.VEC + 64 * n, 16), np.uint64)
+        context["mxcsr"][0] = guest[S.MXCSR]
         context["flags"] = guest.rflags & ~(S.RF | S.IF)
         context["fx"][:5] = np.frombuffer(guest.read_cpu(S.FX, 5), np.uint8)
         context["fx"][ST : ST + 128] = np.frombuffer(guest.read_cpu(S.ST, 128), np.uint8)
@@ -133,23 +140,24 @@ def forms() -> Iterator[list[bytes]]:
 
 
 def compare(code: bytes, start: np.ndarray, hide: slice = slice(0)) -> None:
-    """Host and guest agree on state, memory but for `hide`, AX, flags and fault."""
+    """Host and guest agree on registers, flags, fault, and memory but for `hide`."""
     expected, found = start.copy(), start.copy()
-    expected["gpr"][:, RBX] = expected.ctypes.data + MEMORY + expected.itemsize * np.arange(len(start))
+    memory = expected.ctypes.data + MEMORY + expected.itemsize * np.arange(len(start))
+    expected["gpr"][:, RBX] = expected["gpr"][:, RDI] = memory
     native.execute(code, expected)
     unit = Unit(code)
     vectors = np.array([unit.execute(context) for context in found])
-    signals = {0: 0, S.MF: 8, S.UD: 4}
+    signals = {0: 0, S.MF: 8, S.XM: 8, S.UD: 4}
     found["signal"] = [signals[vector] for vector in vectors.tolist()]
     for side in (expected, found):
-        side["gpr"][:, 1:], side["mxcsr"] = 0, 0
+        side["gpr"][:, (RBX, RSP, RDI)], side["mxcsr"][:, 1] = 0, 0
         side["flags"] &= ARITHMETIC
         side["flags"][side["signal"] != 0] = 0
         side["fx"][:, 5:ST], side["fx"][:, ST + 128 :] = 0, 0
         side["memory"][:, hide] = 0
     for index in np.flatnonzero(expected != found)[:1]:
         lines = [f"{code.hex(' ')}, case {index}, vector {vectors[index]}"]
-        for name in ("gpr", "flags", "signal", "fx", "memory"):
+        for name in ("gpr", "flags", "signal", "vector", "mxcsr", "fx", "memory"):
             before, want, have = (
                 side[name][index].tobytes().rstrip(b"\0").hex(" ") for side in (start, expected, found)
             )

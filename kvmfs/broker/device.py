@@ -49,10 +49,11 @@ async def serve(
     :param ready: called when clients are served.
     :param system: what answers system ioctls; :param core: the module that makes VMs in workers (for tests).
     """
+    passthrough = passthrough and passthrough_works()
     if system is None:
         from kvmfs.kvm.system import System
 
-        system = System()
+        system = System(shared_pages=passthrough)
     await Broker(connection, system, Zygote(core, log), log, passthrough).run(ready)
 
 
@@ -107,7 +108,7 @@ class Broker:
         self._system = system
         self._zygote = zygote
         self._log = log
-        self._passthrough = passthrough and passthrough_works()
+        self._passthrough = passthrough
         self._clients = Clients()
         self._creations: dict[int, Creation] = {}  # by the request's unique
 

@@ -74,6 +74,7 @@ YES: Final = (
     Cap.USER_MEMORY2, Cap.MEMORY_FAULT_INFO, Cap.PRE_FAULT_MEMORY, Cap.ENFORCE_PV_FEATURE_CPUID,
     Cap.KVMCLOCK_CTRL,
     Cap.SET_GUEST_DEBUG, Cap.X86_ROBUST_SINGLESTEP, Cap.X86_USER_SPACE_MSR, Cap.X86_MSR_FILTER,
+    Cap.BINARY_STATS_FD,
 )  # fmt: skip
 
 DISABLE_EXITS: Final = KVM_X86_DISABLE_EXITS_PAUSE | KVM_X86_DISABLE_EXITS_HLT
@@ -102,11 +103,17 @@ VALUES: Final[dict[Cap, Callable[[], int]]] = {
 }
 
 
-def check_extension(number: int, has_private_mem: bool = True) -> int:
+SHARED_PAGES: Final = (Cap.DIRTY_LOG_RING, Cap.DIRTY_LOG_RING_ACQ_REL, Cap.COALESCED_MMIO, Cap.COALESCED_PIO)
+"""What client and VM write to at any time, and so needs pages that are really shared (FUSE passthrough)."""
+
+
+def check_extension(number: int, has_private_mem: bool = True, shared_pages: bool = True) -> int:
     """A capability's value, on /dev/kvm or on a VM."""
     if number not in Cap.__members__.values():
         return 0
     cap = Cap(number)
+    if cap in SHARED_PAGES and not shared_pages:
+        return 0
     if cap is Cap.MEMORY_ATTRIBUTES:
         return supported_attributes(has_private_mem)
     if cap is Cap.GUEST_MEMFD:
@@ -118,7 +125,7 @@ def check_extension(number: int, has_private_mem: bool = True) -> int:
 
 @table.ioctl(ioctls.KVM_CHECK_EXTENSION)
 def _check_extension(vm: Vm, caller: Caller, arg: int) -> int:
-    return check_extension(arg, vm.has_private_mem)
+    return check_extension(arg, vm.has_private_mem, vm.shared_pages)
 
 
 # KVM_ENABLE_CAP -----
@@ -223,6 +230,8 @@ FLAGS_IGNORED: Final = (Cap.DIRTY_LOG_RING, Cap.DIRTY_LOG_RING_ACQ_REL)
 @table.ioctl(ioctls.KVM_ENABLE_CAP)
 def _enable_cap(vm: Vm, caller: Caller, arg: EnableCap) -> None:
     enable = ENABLE.get(Cap(arg.cap)) if arg.cap in Cap.__members__.values() else None
+    if arg.cap in SHARED_PAGES and not vm.shared_pages:
+        fail(errno.EINVAL)
     if enable is None or (arg.flags and arg.cap not in FLAGS_IGNORED):
         fail(errno.EINVAL)
     enable(vm, arg.args[0])

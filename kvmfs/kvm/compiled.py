@@ -17,12 +17,12 @@ from kvmfs.jit.cpu import block as code
 from kvmfs.jit.cpu import optable
 from kvmfs.jit.layout import Layout
 from kvmfs.jit.mmu import layout as mmu
-from kvmfs.kvm import client_memory, dirty_pages, enter
+from kvmfs.kvm import client_memory, coalesced_ring, dirty_pages, enter
 from kvmfs.kvm.block import Block
 from kvmfs.kvm.tsc import measure_khz
 
 ARENA_SIZE: Final = 32 << 20
-GROUPS: Final = (enter.group, client_memory.group, dirty_pages.group)
+GROUPS: Final = (enter.group, client_memory.group, dirty_pages.group, coalesced_ring.group)
 
 
 class _Memory:
@@ -56,6 +56,8 @@ class Compiled:
             ("take_dirty", 3),
             ("clear_dirty", 3),
             ("reset_ring", 3),
+            ("add_zone", 4),
+            ("remove_zones", 4),
         ):
             setattr(self, name, build.function(name, arity))
         self.rdtsc = build.function("host_tsc", 0)
@@ -74,6 +76,8 @@ class Compiled:
     take_dirty: Callable[[int, int, int], int]
     clear_dirty: Callable[[int, int, int], int]
     reset_ring: Callable[[int, int, int], int]
+    add_zone: Callable[[int, int, int, int], int]
+    remove_zones: Callable[[int, int, int, int], int]
 
     def address(self, name: str) -> int:
         return int(ctypes.c_int64.from_address(self._table + 8 * self._slots[name]).value)

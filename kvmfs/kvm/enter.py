@@ -46,6 +46,7 @@ from kvmfs.jit.raw import (
     zext32,
 )
 from kvmfs.kvm import words as W
+from kvmfs.kvm.counting import count_exit
 from kvmfs.kvm.dirty_pages import RESERVE
 from kvmfs.kvm.exits import (
     AGAIN,
@@ -336,6 +337,7 @@ def run_guest(s):
     store64(s + RING_STOP, load64(s + RING_MASK) + 1 - RESERVE)
     reason = call(s, RUN)
     store64(s + RING_STOP, load64(s + RING_MASK) + 1)
+    count_exit(s, reason)
     return reason
 
 

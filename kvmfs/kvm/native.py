@@ -63,5 +63,11 @@ class Native(Protocol):
     def reset_ring(self, cpu: int, bitmaps: int, slots: int) -> int:
         """Take back the entries of a vCPU's dirty ring that the client has harvested: how many."""
 
+    def add_zone(self, zones: int, address: int, size: int, pio: int) -> int:
+        """Register a zone of coalesced MMIO: 0 or -ENOSPC."""
+
+    def remove_zones(self, zones: int, address: int, size: int, pio: int) -> int:
+        """Unregister the zones of coalesced MMIO that hold a range."""
+
     def rdtsc(self) -> int:
         """The host's time stamp counter."""

@@ -58,6 +58,9 @@ class Bits:
             self._memory = (ctypes.c_uint64 * (size // 8))()
             self.address = ctypes.addressof(self._memory)
 
+    def bytes(self) -> bytes:
+        return ctypes.string_at(self.address, self.size)
+
     def fill(self, count: int) -> None:
         """Set the first `count` bits."""
         ctypes.memset(self.address, 0xFF, count // 8)
@@ -151,6 +154,10 @@ class Memory:
         at = bisect.bisect_left(self._by_gfn, slot.base_gfn, key=lambda other: other.base_gfn)
         del self._by_gfn[at]
 
+    def count_touched(self) -> int:
+        """How many pages of the client's memory have been faulted in for the guest."""
+        return sum(_count_pairs(bits.bytes()) for slot in self for bits in slot.touched)
+
     # Changes -----
 
     def create(self, caller: Caller, slot: MemorySlot, gmem: GuestMemfd | None, offset: int) -> None:
@@ -219,6 +226,12 @@ class Memory:
             self._republish(slot)
             if private:
                 private.close()
+
+
+def _count_pairs(bitmap: bytes) -> int:
+    """How many aligned pairs of bits are not 0."""
+    bits = int.from_bytes(bitmap, "little")
+    return ((bits | bits >> 1) & int.from_bytes(b"\x55" * len(bitmap), "little")).bit_count()
 
 
 def _check_flags(vm: Vm, flags: int) -> None:

@@ -45,6 +45,7 @@ from kvmfs.kvm import (
     prefault,
     regs,
     service,
+    stats,
     translate,
     tsc_ioctls,
 )
@@ -58,6 +59,7 @@ from kvmfs.kvm.dispatch import Table, fail
 from kvmfs.kvm.guest_cpuid import GuestCpuid
 from kvmfs.kvm.hostcpu import host_cpu
 from kvmfs.kvm.mce import MachineCheck
+from kvmfs.kvm.stat_table import VCPU_STATS, size_of
 from kvmfs.kvm.tsc import GuestTsc
 from kvmfs.kvm.words import PHASE_ENDING, Cpu
 from kvmfs.kvm.xstate import FP
@@ -98,6 +100,7 @@ class Vcpu:
         self.enter = native.address("enter")
         self.request, self.stop = self.context + S.REQUEST, S.REQ_STOP
 
+        self.counters = Block(size_of(VCPU_STATS))
         self.cpuid = GuestCpuid()
         self._cpuid_table: Block | None = None
         self.msr: dict[int, int] = {}
@@ -123,6 +126,7 @@ class Vcpu:
         waits = self.lapic is not None and not self.is_reset_bsp
         state[Cpu.MP_STATE] = KVM_MP_STATE_UNINITIALIZED if waits else KVM_MP_STATE_RUNNABLE
         state[Cpu.EVENT_LOG] = self.vm.log.enabled
+        state[Cpu.STATS] = self.counters.address
         self.vm.dirty.give_ring(self)
         if self.vm.has_quirk(KVM_X86_QUIRK_STUFF_FEATURE_MSRS):
             self.msr[M.MSR_IA32_ARCH_CAPABILITIES] = msrs.ARCH_CAPABILITIES
@@ -386,4 +390,5 @@ TABLE: Final[Table[Vcpu]] = Table(
     clock.vcpu_table,
     translate.table,
     prefault.table,
+    stats.vcpu_table,
 )

@@ -15,11 +15,12 @@ from kvmfs.abi.vm import KVM_X86_SW_PROTECTED_VM, CreateDevice
 from kvmfs.irqchip import ioctls as irqchip_ioctls
 from kvmfs.irqchip.ioctls import Chips
 from kvmfs.jit.mmu import layout as mmu
-from kvmfs.kvm import attributes, caps, clock, dirty, guest_memfd, msr_filter, slots
+from kvmfs.kvm import attributes, caps, clock, dirty, guest_memfd, msr_filter, slots, stats
 from kvmfs.kvm.block import Block
 from kvmfs.kvm.caller import Caller
 from kvmfs.kvm.client_maps import ClientMaps
 from kvmfs.kvm.clock import Clock
+from kvmfs.kvm.coalesced import Coalesced
 from kvmfs.kvm.dirty import DirtyTracking
 from kvmfs.kvm.dispatch import Table, fail
 from kvmfs.kvm.eventlog import EventLog
@@ -27,6 +28,7 @@ from kvmfs.kvm.msr_filter import MsrFilter
 from kvmfs.kvm.native import Native
 from kvmfs.kvm.publish import Publisher
 from kvmfs.kvm.slots import Memory
+from kvmfs.kvm.stat_table import VM_STATS, size_of
 from kvmfs.kvm.tsc import TscGeneration, max_khz
 from kvmfs.kvm.vcpu import Vcpu
 from kvmfs.kvm.words import IRQCHIP_KERNEL
@@ -40,14 +42,15 @@ TSS_PAGES: Final = 3
 
 class Vm:
     """`kind`: KVM_CREATE_VM's argument. `client`: the process that may use it; any other gets EIO, as one with another
-    mm does from KVM."""
+    mm does from KVM. `shared_pages`: what the client maps of a vCPU's file is our memory, not a page cache."""
 
     name = "vm"
 
-    def __init__(self, native: Native, kind: int, client: int) -> None:
+    def __init__(self, native: Native, kind: int, client: int, shared_pages: bool = True) -> None:
         self.native = native
         self.kind = kind
         self.client = client
+        self.shared_pages = shared_pages
         self.has_private_mem = kind == KVM_X86_SW_PROTECTED_VM
         self.log = EventLog(f"{client}-{os.getpid()}")
 
@@ -67,6 +70,8 @@ class Vm:
         self.publisher = Publisher(self.block, native)
         self.memory = Memory(self)
         self.dirty = DirtyTracking(self)
+        self.coalesced = Coalesced(self)
+        self.counters = Block(size_of(VM_STATS))
 
         self.vcpus: dict[int, Vcpu] = {}  # by id
         self.created_vcpus = 0
@@ -96,6 +101,8 @@ class Vm:
 
     def online(self, vcpu: Vcpu) -> None:
         """Let compiled code see the vCPU: from now on it is asked to drop translations."""
+        if not self.vcpus:
+            self.coalesced.show_in(vcpu)
         self._vcpu_table[8 * vcpu.index] = vcpu.context
         self.vcpus[vcpu.id] = vcpu
         self.block[Words.VCPU_COUNT] = len(self.vcpus)
@@ -128,7 +135,7 @@ def create_vm(*, kind: int, client: int, passthrough: bool) -> Vm:
     """The worker's VM, with compiled code behind it."""
     from kvmfs.kvm.compiled import compiled
 
-    return Vm(compiled(), kind, client)
+    return Vm(compiled(), kind, client, shared_pages=passthrough)
 
 
 @own.ioctl(ioctls.KVM_CREATE_VCPU)
@@ -213,6 +220,7 @@ TABLE: Final[Table[Vm]] = Table(
     own,
     slots.table,
     dirty.table,
+    stats.vm_table,
     attributes.table,
     guest_memfd.table,
     caps.table,

@@ -41,6 +41,7 @@ class Cpu:
     RING_STOP = _at + _l.u64()  # so many used: no page may be written that is not in the ring yet
     RING_DIRTY = _at + _l.u64()  # entries made, ever
     RING_RESET = _at + _l.u64()  # entries taken back, ever
+    STATS = _at + _l.u64()  # address of the statistics (stat_table.py)
     assert _l.size <= 512
 
 
@@ -57,6 +58,7 @@ class Vm:
     TRIPLE_FAULT_EVENT = _at + _l.u64()
     EXIT_ON_EMULATION_ERROR = _at + _l.u64()
     MAPS_FD = _at + _l.u64()  # the client's /proc/PID/maps plus one, 0: none
+    COALESCED = _at + _l.u64()  # address of the zones of coalesced MMIO (coalesced_ring.Zones)
     assert _l.size <= 256
 
 

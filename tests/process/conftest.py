@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.process.harness import Broker
-from tests.support.paths import missing
+from tests.support.paths import ROOT, missing
 
 FAKE = "tests.process.fakecore"
 
@@ -22,6 +24,15 @@ def _able() -> None:
 def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """A broker over the fake core, with run pages by passthrough and through the page cache."""
     process = Broker(tmp_path_factory.mktemp("broker"), FAKE, request.param)
+    yield process
+    process.stop()
+
+
+@pytest.fixture(scope="module", params=["passthrough", "cached"])
+def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A broker over the real core."""
+    subprocess.run([sys.executable, "-m", "kvmfs", "warm"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = Broker(tmp_path_factory.mktemp("broker"), "real", request.param)
     yield process
     process.stop()
 

@@ -47,6 +47,7 @@ class Broker:
 
     def __init__(self, directory: Path, core: str, pages: str) -> None:
         self.path = directory / "kvm"
+        self.pages = pages
         self._log = directory / "log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(

@@ -2,80 +2,32 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import fcntl
-import mmap
 import os
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kvmfs.abi import ioctls
 from kvmfs.abi.exits import Exit
-from kvmfs.abi.memory import UserspaceMemoryRegion
-from kvmfs.abi.run import KVM_EXIT_IO_OUT, Run
-from kvmfs.abi.vcpu import Regs, Sregs
+from kvmfs.abi.run import KVM_EXIT_IO_OUT
+from tests.process.guests import LOAD, Guest
 from tests.process.harness import (
     Broker,
     Talk,
     client,
-    create_vcpu,
-    create_vm,
     errno_of,
     kvm_run,
-    map_run,
     open_kvm,
     run,
     wait_until,
 )
-from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.usefixtures("no_leaks"), pytest.mark.timeout(900)]
 
-LOAD = 0x1000
 OUT_LOOP = bytes.fromhex("b0 2a e6 10 fe c0 eb fa")  # mov al,42; again: out 16,al; inc al; jmp again
 SPIN = bytes.fromhex("eb fe")  # jmp .
-
-
-@pytest.fixture(scope="module", params=["passthrough", "cached"])
-def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    subprocess.run([sys.executable, "-m", "kvmfs", "warm"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    process = Broker(tmp_path_factory.mktemp("broker"), "real", request.param)
-    yield process
-    process.stop()
-
-
-class Guest:
-    """A VM with 64 KiB of memory and one vCPU in real mode at LOAD."""
-
-    def __init__(self, kvm: int, code: bytes) -> None:
-        self.vm = create_vm(kvm)
-        self.memory = mmap.mmap(-1, 1 << 16, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.memory[LOAD : LOAD + len(code)] = code
-        region = UserspaceMemoryRegion(
-            0, 0, 0, len(self.memory), ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
-        )
-        fcntl.ioctl(self.vm, ioctls.KVM_SET_USER_MEMORY_REGION.number, bytes(region))
-        self.vcpu = create_vcpu(self.vm)
-        self.page = map_run(self.vcpu)
-        self.run = Run.from_buffer(self.page)
-        sregs = Sregs()
-        fcntl.ioctl(self.vcpu, ioctls.KVM_GET_SREGS.number, sregs)
-        sregs.cs.base = sregs.cs.selector = 0
-        fcntl.ioctl(self.vcpu, ioctls.KVM_SET_SREGS.number, bytes(sregs))
-        fcntl.ioctl(self.vcpu, ioctls.KVM_SET_REGS.number, bytes(Regs(rip=LOAD, rflags=2)))
-
-    @property
-    def rip(self) -> int:
-        regs = Regs()
-        fcntl.ioctl(self.vcpu, ioctls.KVM_GET_REGS.number, regs)
-        return int(regs.rip)
 
 
 def test_port_writes(real: Broker) -> None:

@@ -172,6 +172,12 @@ class FakeNative:
     def reset_ring(self, cpu: int, bitmaps: int, slots: int) -> int:
         return 0
 
+    def add_zone(self, zones: int, address: int, size: int, pio: int) -> int:
+        return 0
+
+    def remove_zones(self, zones: int, address: int, size: int, pio: int) -> int:
+        return 0
+
     def rdtsc(self) -> int:
         self.ticks += 1000
         return self.ticks

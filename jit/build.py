@@ -11,7 +11,6 @@ cache.py says where that cache is and when it is still good.
 import ctypes
 import importlib
 import os
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -123,8 +122,7 @@ class Group:
         for name, dispatcher in self.members.items():
             scope[f"address_of_{name}"] = _address_of(dispatcher, name)
             lines.append(f"    store64(table + {8 * self.slot(name)}, address_of_{name}())")
-        # The cache wants a function that stands in a file; the group's module is the honest answer.
-        code = compile("\n".join(lines) + "\n", str(sys.modules[self.module].__file__), "exec")
+        code = cache.compile_source(self.directory, "\n".join(lines) + "\n")
         exec(code, scope)
         function = scope["fill"]
         function.__qualname__ = f"fill_{self.name}"  # type: ignore[attr-defined]
@@ -185,7 +183,8 @@ def is_warm() -> bool:
 
 def _compile_group(name: str) -> str:
     groups = {group.name: group for group in _groups()}
-    groups[name].fill()
+    with cache.locked(groups[name].directory):  # whoever else compiles it will have done so afterwards
+        groups[name].fill()
     return name
 
 

@@ -2,9 +2,13 @@
 
 numba's cache does not notice changes in imported modules. So each group has a directory of its own, keyed by a hash of
 everything its code is made from: the sources of its module and of all modules of this package that it imports, however
-far, where they lie (numba asks for that too), the versions of Python and numba, and the processor compiled for.
+far, the versions of Python and numba, and the processor compiled for. numba also asks for the file that a function
+stands in, its place and time; the function that a group is cached as is made up, so its file is in the directory too,
+and any number of checkouts of the same sources share what one of them has compiled.
 """
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -13,7 +17,9 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType
 
 import numba
 from llvmlite import binding
@@ -34,10 +40,8 @@ def base_dir() -> Path:
 def group_dir(name: str, module: str) -> Path:
     """The group's directory; once a process, so that sources edited meanwhile do not move it."""
     digest = hashlib.sha256(_platform().encode())
-    # numba compares the time of the file that it is told the code stands in.
-    digest.update(str(_imports(module)[0].stat().st_mtime).encode())
-    for source in _sources(module):
-        digest.update(str(source).encode() + source.read_bytes())
+    for source_name, path in _sources(module).items():
+        digest.update(f"{source_name} {path.stat().st_size} ".encode() + path.read_bytes())
     return base_dir() / f"{name}-{digest.hexdigest()[:16]}"
 
 
@@ -50,8 +54,8 @@ def _platform() -> str:
     return f"{sys.version} {numba.__version__} {cpu} {features}"
 
 
-def _sources(module: str) -> list[Path]:
-    """The files of `module` and of what it imports from this package."""
+def _sources(module: str) -> dict[str, Path]:
+    """By module name, the files of `module` and of what it imports from this package."""
     found: dict[str, Path] = {}
     waiting = [module]
     while waiting:
@@ -59,7 +63,7 @@ def _sources(module: str) -> list[Path]:
         if name not in found:
             found[name], imported = _imports(name)
             waiting += imported
-    return [found[name] for name in sorted(found)]
+    return dict(sorted(found.items()))
 
 
 @functools.cache
@@ -93,6 +97,26 @@ def use(directory: Path) -> None:
         raise PermissionError(f"{directory} belongs to another user; set KVMFS_CACHE_DIR to a directory of your own")
     numba.config.CACHE_DIR = str(directory)
     os.environ["NUMBA_CACHE_DIR"] = str(directory)
+
+
+def compile_source(directory: Path, source: str) -> CodeType:
+    """The code object of `source`, which stands in a file in `directory`; written once, so that its time stays."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = directory / "group.py"
+    if not path.exists():
+        draft = directory / f"group.{os.getpid()}"
+        draft.write_text(source)
+        draft.rename(path)
+    return compile(source, str(path), "exec")
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """One process at a time compiles into `directory`."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (directory / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def is_complete(directory: Path) -> bool:

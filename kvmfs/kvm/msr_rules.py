@@ -274,9 +274,9 @@ def _read_arch_capabilities(vcpu: Vcpu, number: int, host: bool) -> int:
     return vcpu.msr.get(number, 0)
 
 
-@writes(M.MSR_IA32_ARCH_CAPABILITIES, M.MSR_AMD64_DE_CFG)
+@writes(M.MSR_IA32_ARCH_CAPABILITIES)
 def _write_feature(vcpu: Vcpu, number: int, value: int, host: bool) -> None:
-    require(host or number == M.MSR_AMD64_DE_CFG)
+    require(host)
     vcpu.msr[number] = value
 
 
@@ -289,21 +289,6 @@ def _read_perf_capabilities(vcpu: Vcpu, number: int, host: bool) -> int:
 @writes(M.MSR_IA32_PERF_CAPABILITIES)
 def _write_perf_capabilities(vcpu: Vcpu, number: int, value: int, host: bool) -> None:
     require(host and value == 0)  # there are no counters to be capable of anything
-
-
-@reads(M.MSR_IA32_FEAT_CTL)
-def _read_feat_ctl(vcpu: Vcpu, number: int, host: bool) -> int:
-    if vcpu.cpuid.is_amd:
-        raise Unsupported
-    return vcpu.msr.get(number, 0)
-
-
-@writes(M.MSR_IA32_FEAT_CTL)
-def _write_feat_ctl(vcpu: Vcpu, number: int, value: int, host: bool) -> None:
-    if vcpu.cpuid.is_amd:
-        raise Unsupported
-    require(not value & ~B.FEAT_CTL_LOCKED and (host or not vcpu.msr.get(number, 0) & B.FEAT_CTL_LOCKED))
-    vcpu.msr[number] = value
 
 
 # Constant -----
@@ -334,7 +319,6 @@ constant((M.MSR_EBC_FREQUENCY_ID,), 1 << 24)
 constant((M.MSR_IA32_PERF_STATUS,), 1000 | 4 << 40)  # TSC increment by tick, CPU multiplier
 constant((M.MSR_K7_CLK_CTL,), 0x20000000)  # the ramp-up count that K7 kernels expect
 constant((M.MSR_IA32_BBL_CR_CTL3,), 0xBE702111)
-reads(M.MSR_AMD64_DE_CFG)(_read_kept)
 
 ignored(
     M.MSR_AMD64_NB_CFG, M.MSR_IA32_UCODE_WRITE, M.MSR_VM_HSAVE_PA, M.MSR_AMD64_PATCH_LOADER, M.MSR_AMD64_BU_CFG2,
@@ -344,6 +328,6 @@ ignored(
 )  # fmt: skip
 
 
-@writes(M.MSR_FAM10H_MMIO_CONF_BASE, M.MSR_IA32_DEBUGCTLMSR)
+@writes(M.MSR_FAM10H_MMIO_CONF_BASE)
 def _write_zero(vcpu: Vcpu, number: int, value: int, host: bool) -> None:
     require(value == 0)

@@ -17,7 +17,7 @@ from kvmfs.abi.cpuid_extended import Leaf80000001Edx
 from kvmfs.abi.ioctls import Fd
 from kvmfs.abi.limits import MAX_IO_MSRS
 from kvmfs.abi.msrs import MsrEntry, MsrList, Msrs
-from kvmfs.kvm import clock, mce, mtrr
+from kvmfs.kvm import clock, mce, msr_vendor, mtrr
 from kvmfs.kvm.caller import Caller
 from kvmfs.kvm.cpuid import supported_cpuid
 from kvmfs.kvm.dispatch import Table, fail, read_array, read_struct
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kvmfs.kvm.vcpu import Vcpu
 
 table: Table[Vcpu] = Table(Fd.VCPU, mce.table)
-RULES: Final = (clock, mce, mtrr)  # imported for the rules that they register
+RULES: Final = (clock, mce, msr_vendor, mtrr)  # imported for the rules that they register
 
 _SAVED: Final = (
     M.MSR_IA32_SYSENTER_CS, M.MSR_IA32_SYSENTER_ESP, M.MSR_IA32_SYSENTER_EIP, M.MSR_STAR, M.MSR_CSTAR,
@@ -47,8 +47,6 @@ ARCH_CAPABILITIES: Final = (
     | B.ARCH_CAP_PBRSB_NO | B.ARCH_CAP_GDS_NO | B.ARCH_CAP_RFDS_NO | B.ARCH_CAP_BHI_NO | B.ARCH_CAP_ITS_NO
 )  # fmt: skip
 """A processor in software speculates about nothing. TAA_NO is for those that have TSX."""
-
-DE_CFG_LFENCE_SERIALIZE: Final = 1 << 1
 
 
 @cache
@@ -70,7 +68,7 @@ def feature_msrs() -> dict[int, int]:
     }
     if host_cpu().is_amd:
         values[M.MSR_IA32_UCODE_REV] >>= 32
-        values = {M.MSR_AMD64_DE_CFG: DE_CFG_LFENCE_SERIALIZE, **values}
+        values = {M.MSR_AMD64_DE_CFG: msr_vendor.DE_CFG_LFENCE_SERIALIZE, **values}
     return values
 
 

@@ -9,7 +9,10 @@ from ..mmu import layout as M
 from ..mmu.group import READ_SLOW, WRITE_SLOW
 from ..raw import call4, load8, load16, load32, load64, shl, store16, store32, store64, zext32
 from .operand import fault, rip_here
-from .record import ASIZE, BASE_PTR, FLAGS, IMM, INDEX_PTR, RECORD_STACK, SCALE, SEG_PTR
+from .record import ASIZE, BASE_PTR, FLAGS, IMM, INDEX_PTR, RECORD_NO_MMIO, RECORD_STACK, SCALE, SEG_PTR
+
+FLAGS_SHIFT = M.ACCESS_SHIFT - 1  # from a record's flags to those of an access
+assert (RECORD_STACK, RECORD_NO_MMIO) == (2 * M.STACK, 2 * M.NO_MMIO)
 
 LOAD_BYTES = {1: load8, 2: load16, 4: load32, 8: load64}
 
@@ -105,7 +108,7 @@ def probe(s, la, size, kind):
 def call_slow(s, r, slot, la, size, pointer):
     """An out-of-line access through the function table, with RIP precise for what it may raise."""
     store64(s + S.RIP, rip_here(s, r))
-    flags = M.STACK << M.ACCESS_SHIFT if load16(r + FLAGS) & RECORD_STACK else 0
+    flags = (load16(r + FLAGS) & (RECORD_STACK | RECORD_NO_MMIO)) << FLAGS_SHIFT
     return call4(load64(load64(s + S.FUNCTIONS) + 8 * slot), s, la, size | flags, pointer)
 
 

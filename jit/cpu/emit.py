@@ -2,7 +2,7 @@
 
 from .. import state as S
 from ..build import compiled
-from ..raw import load64, memset, store8, store16, store64
+from ..raw import load16, load64, memset, store8, store16, store64
 from . import optable as T
 from . import record as R
 from .memory import group as memory_group
@@ -295,6 +295,24 @@ def emit_instruction(s, entry):
     trap = refused(s, entry)
     if trap != 0:
         return emit_trap(s, trap)
+    first, attributes, shape = load64(s + S.D_RECORD), load64(entry + 8 * T.ATTRIBUTES), load64(entry + 8 * T.SHAPE)
+    result = emit_records(s, entry)
+    if attributes & (T.ATTR_X87 | T.ATTR_SSE | T.ATTR_MMX) and shape != T.MOVE and attributes & T.ATTR_EM == 0:
+        forbid_mmio(s, first)
+    return result
+
+
+@compiled
+def forbid_mmio(s, r):
+    """The records from r on are of an instruction that is done on memory only."""
+    while r != load64(s + S.D_RECORD):
+        store16(r + R.FLAGS, load16(r + R.FLAGS) | R.RECORD_NO_MMIO)
+        r += R.RECORD
+
+
+@compiled
+def emit_records(s, entry):
+    """The records of an instruction that is allowed: OK, or ENDS."""
     shape = load64(entry + 8 * T.SHAPE)
     kind1, size1 = load64(entry + 8 * T.KIND1), load64(entry + 8 * T.SIZE1)
     index = width_index(s, size1)

@@ -1,7 +1,8 @@
 """Opcode rows of the x87 instructions, in the notation of opcodes.py.
 
 All of them raise #NM when CR0.EM or CR0.TS is set; the handler's record has the opcode as FOP does. Arithmetic is one
-handler a size of memory operand, and two for registers: which instruction it is follows from the opcode.
+handler a size of memory operand, and two for registers: which instruction it is follows from the opcode. With `em` KVM
+emulates it, so that its operand may be MMIO.
 """
 
 ONE_BYTE = """
@@ -14,7 +15,7 @@ D9/3m x87_write32 M : bare x87
 D9/4m fldenv M : bare x87
 D9/5m fldcw M : bare x87
 D9/6m fnstenv M : bare x87
-D9/7m fnstcw M : bare x87
+D9/7m fnstcw M : bare x87 em
 D9r x87_registers Rd : bare x87
 DAm x87_read32 M : bare x87
 DAr x87_flags Rd : bare x87
@@ -35,7 +36,7 @@ DD/2m x87_write64 M : bare x87
 DD/3m x87_write64 M : bare x87
 DD/4m frstor M : bare x87
 DD/6m fnsave M : bare x87
-DD/7m fnstsw_mem M : bare x87
+DD/7m fnstsw_mem M : bare x87 em
 DDr x87_registers Rd : bare x87
 DEm x87_read16 M : bare x87
 DEr x87_registers Rd : bare x87

@@ -31,11 +31,11 @@ BARE, OPERATE, MOVE, ONE_SOURCE, ADDRESS, XCHG, POP_MEM, BIT, NOP, UNDEFINED, TO
 ATTRIBUTE_BITS = {
     name: 1 << bit
     for bit, name in enumerate(
-        ["w", "r", "lock", "end", "d64", "f64", "no64", "al", "cpl0", "sse", "x87", "mmx", "pm"]
+        ["w", "r", "lock", "end", "d64", "f64", "no64", "al", "cpl0", "sse", "x87", "mmx", "pm", "em"]
     )
 }
 ATTR_W, ATTR_R, ATTR_LOCK, ATTR_END, ATTR_D64, ATTR_F64, ATTR_NO64, ATTR_AL = (1 << i for i in range(8))
-ATTR_CPL0, ATTR_SSE, ATTR_X87, ATTR_MMX, ATTR_PM = (1 << i for i in range(8, 13))
+ATTR_CPL0, ATTR_SSE, ATTR_X87, ATTR_MMX, ATTR_PM, ATTR_EM = (1 << i for i in range(8, 14))
 WIDTHS = (8, 16, 32, 64, 128)
 PREFIXES = {"NP": 0, "66": 1, "F3": 2, "F2": 3}
 MAP_COUNT = 4

@@ -27,6 +27,7 @@ RECORD_LOCK = 1
 RECORD_REP = 2
 RECORD_REPNE = 4
 RECORD_STACK = 16  # addresses relative to RSP or RBP: a bad address is #SS, not #GP
+RECORD_NO_MMIO = 64  # an instruction that KVM's emulator does not know: its operand cannot be MMIO
 
 # Block header, one record in size
 BLOCK_KEY_RIP = 0  # guest RIP

@@ -2,12 +2,14 @@
 
 from .. import state as S
 from ..build import Group, compiled
+from ..mmu import layout as M
 from ..mmu.tlb import acknowledge_flush, enter_guest, leave_guest
-from ..raw import atomic_and, call2, call4, load64, store64
+from ..raw import atomic_and, call2, call4, load64, memcpy, store64
 from . import record as R
-from .access import linear_rip
+from .access import linear_rip, probe
 from .block import empty_cache, find_block
 from .debug import after_instruction, breakpoint_here, breakpoint_near, leave_if_due, trap
+from .decode import MAX_LENGTH
 from .exception import DELIVERED, EXTERNAL
 from .exception import group as exception_group
 from .supervisor import call_member, derive_mode
@@ -215,6 +217,17 @@ def execute_slowly(s):
     step(s)
 
 
+@compiled
+def show_instruction(s):
+    """What lies at RIP, for an embedder that is to be told about an instruction (as many bytes as KVM fetches)."""
+    la = linear_rip(s, load64(s + S.RIP))
+    host, length = probe(s, la, 1, M.TLB_FETCH), 4096 - (la & 4095)
+    if host != 0:
+        length = length if length < MAX_LENGTH else MAX_LENGTH
+        memcpy(s + S.INSN_BYTES, host, length)
+        store64(s + S.INSN_LENGTH, length)
+
+
 @group.add
 def run(s):
     """Run the guest until it must leave; returns EXIT. The vCPU block tells all about it."""
@@ -242,6 +255,8 @@ def run(s):
             break
         if leave == S.LEAVE_RETRY:
             store64(s + S.MMIO_WRITES, 0)
+    if load64(s + S.EXIT) == S.EXIT_UNIMPLEMENTED and load64(s + S.INSN_LENGTH) == 0:
+        show_instruction(s)
     leave_guest(s)
     store64(s + S.EXITS, load64(s + S.EXITS) + 1)
     return load64(s + S.EXIT)

@@ -20,6 +20,7 @@ from ..state import (
     EXIT,
     EXIT_MMIO_READ,
     EXIT_UNIMPLEMENTED,
+    INSN_LENGTH,
     IO_PENDING,
     LEAVE,
     LEAVE_EXIT,
@@ -39,7 +40,7 @@ from ..state import (
     XLAT_GPA,
     XLAT_KIND,
 )
-from .layout import ACCESS_SHIFT, READ, TO_HOST, TO_MMIO, TO_REMOTE, WRITE
+from .layout import ACCESS_SHIFT, NO_MMIO, READ, TO_HOST, TO_MMIO, TO_REMOTE, WRITE
 from .members import member
 from .physical import copy
 from .resolve import remote_copy
@@ -62,6 +63,11 @@ def _locate_piece(s, la, access, piece):
     address = translate(s, la, access)
     kind = load64(s + XLAT_KIND)
     if address == 0:
+        if kind == TO_MMIO and access & NO_MMIO:
+            store64(s + INSN_LENGTH, 0)
+            store64(s + EXIT, EXIT_UNIMPLEMENTED)
+            store64(s + LEAVE, LEAVE_EXIT)
+            return 0
         if kind == TO_MMIO:
             address = load64(s + XLAT_GPA)
         elif kind == TO_REMOTE:

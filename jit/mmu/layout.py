@@ -103,6 +103,7 @@ TLB_BYTES = TLB_LARGE + TLB_KINDS * TLB_MAP
 READ, WRITE, FETCH = 0, 1, 2
 IMPLICIT_SUPERVISOR = 4  # to a descriptor table, a TSS: supervisor at any CPL, and AC does not lift SMAP
 STACK = 8  # a non-canonical address is #SS, not #GP
+NO_MMIO = 32  # an operand that is not memory is EXIT_UNIMPLEMENTED
 SYSTEM = 16  # supervisor at any CPL (KVM's own accesses)
 ACCESS_SHIFT = 16
 

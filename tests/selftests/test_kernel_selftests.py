@@ -56,6 +56,7 @@ PROGRAMS = [
     Program("x86_64/kvm_pv_test"),
     Program("x86_64/exit_on_emulation_failure_test"),
     Program("x86_64/tsc_scaling_sync", seconds=240),
+    Program("x86_64/xss_msr_test"),
 ]
 
 

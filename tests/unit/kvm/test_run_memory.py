@@ -13,8 +13,8 @@ from kvmfs.jit import state as S
 from kvmfs.abi import ioctls
 from kvmfs.abi.exits import Exit
 from kvmfs.abi.memory import CreateGuestMemfd, MemoryAttributes, PreFaultMemory
-from kvmfs.abi.vcpu import Translation
-from tests.unit.kvm.inprocess import DATA, MEMORY, MMIO, PAGE, Machine, run_in_thread
+from kvmfs.abi.vcpu import Sregs, Translation
+from tests.unit.kvm.inprocess import CODE, DATA, MEMORY, MMIO, PAGE, Machine, run_in_thread
 
 HLT = "f4"
 OUT80 = "e680"  # out 0x80, al
@@ -106,3 +106,29 @@ def test_a_slot_is_gone_when_its_deletion_returns() -> None:
     machine.set_slot(1, 0, 0, 0)
     thread.join()
     assert (machine.page.exit_reason, machine.page.mmio.phys_addr) == (Exit.MMIO, MMIO)
+
+
+@pytest.mark.parametrize(
+    ("code", "emulated"),
+    [
+        ("d900", False),  # fld dword [rax]
+        ("0f5800", False),  # addps xmm0, [rax]
+        ("d938", True),  # fnstcw [rax]
+        ("0f1000", True),  # movups xmm0, [rax]
+        ("0300", True),  # add eax, [rax]
+    ],
+)
+def test_mmio_is_for_instructions_that_kvm_emulates(code: str, emulated: bool) -> None:
+    machine = Machine(code + "f4")
+    sregs = machine.get(ioctls.KVM_GET_SREGS, Sregs)
+    sregs.cr4 |= S.CR4_OSFXSR
+    machine.call(machine.vcpu, ioctls.KVM_SET_SREGS, sregs)
+    machine.set_regs(rax=MMIO)
+    assert machine.run() == 0
+    if emulated:
+        assert machine.page.exit_reason == Exit.MMIO
+    else:
+        failure = machine.page.emulation_failure
+        assert (machine.page.exit_reason, failure.suberror, failure.flags) == (Exit.INTERNAL_ERROR, 1, 1)
+        assert bytes(failure.insn_bytes[: len(code) // 2]).hex() == code
+        assert machine.regs.rip == CODE

@@ -6,11 +6,14 @@ Plain data: read by processes that have no compiler loaded.
 
 NAMES = (
     "FPU", "DE", "PSE", "TSC", "MSR", "PAE", "CX8", "SEP", "PGE", "CMOV", "PSE36", "CLFLUSH", "FXSR", "XMM", "XMM2",
-    "XMM3", "CX16", "PCID", "POPCNT", "MOVBE", "XSAVE",
+    "MMX", "MMXEXT", "FXSR_OPT", "XMM3", "SSSE3", "XMM4_1", "CX16", "PCID", "POPCNT", "MOVBE", "XSAVE",
     "SYSCALL", "NX", "LM", "GBPAGES", "RDTSCP", "LAHF_LM",
     "FSGSBASE", "SMEP", "SMAP", "UMIP", "INVPCID", "ERMS", "FSRM", "LA57", "PKU", "RDPID", "MWAIT",
     "XSAVEOPT", "XSAVEC", "XGETBV1", "XSAVES", "XSAVEERPTR", "ZERO_FCS_FDS", "FDP_EXCPTN_ONLY",
 )  # fmt: skip
+
+HOSTED = {"XMM3": "pni", "XMM4_1": "sse4_1"}
+"""Features that the host's own instructions make, with its name for them in /proc/cpuinfo (x87 and SSE2: all do)."""
 
 BIT = {name: bit for bit, name in enumerate(NAMES)}
 assert len(NAMES) <= 256

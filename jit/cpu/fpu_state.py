@@ -38,25 +38,35 @@ def begin(s, r, write):
     return la
 
 
+@compiled
+def is_fast(s):
+    """EFER.FFXSR: a 64-bit kernel's FXSAVE and FXRSTOR leave out the XMM registers (APM vol. 2, 11.4.4)."""
+    fast = load64(s + S.EFER) & S.EFER_FFXSR and load64(s + S.HFLAGS) & S.MODE_CODE64
+    return 1 if fast and load64(s + S.CPL) == 0 else 0
+
+
 @group.add
 def fxsave(s, r):
     la = begin(s, r, 1)
-    if load64(s + S.LEAVE) != 0 or put_x87(s, r, la) == 0:
+    if load64(s + S.LEAVE) != 0 or put_x87(s, r, la) == 0 or put_mxcsr(s, r, la) == 0:
         return 0
-    return leave_next(s, r) if put_mxcsr(s, r, la) and put_xmm(s, r, la) else 0
+    return leave_next(s, r) if is_fast(s) or put_xmm(s, r, la) else 0
 
 
 @group.add
 def fxrstor(s, r):
-    la = begin(s, r, 0)
-    if load64(s + S.LEAVE) != 0 or get(s, r, la, 0, ST_AT + 128) == 0 or get(s, r, la, XMM_AT, 16 * xmm_count(s)) == 0:
+    la, fast = begin(s, r, 0), is_fast(s)
+    if load64(s + S.LEAVE) != 0 or get(s, r, la, 0, ST_AT + 128) == 0:
+        return 0
+    if fast == 0 and get(s, r, la, XMM_AT, 16 * xmm_count(s)) == 0:
         return 0
     mxcsr = load32(s + S.IMAGE + MXCSR_AT)
     if mxcsr & ~MXCSR_MASK:
         return fault(s, r, S.GP, 0, 1)
     restore_x87(s, r)
     store64(s + S.MXCSR, mxcsr)
-    restore_xmm(s)
+    if fast == 0:
+        restore_xmm(s)
     return leave_next(s, r)
 
 

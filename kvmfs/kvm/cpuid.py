@@ -18,7 +18,7 @@ from kvmfs.abi.cpuid_basic import Leaf1Ecx, Leaf7Ecx, LeafD_1Eax
 from kvmfs.abi.cpuid_extended import Leaf80000001Edx
 from kvmfs.abi.limits import KVM_MAX_CPUID_ENTRIES
 from kvmfs.kvm import xstate
-from kvmfs.kvm.cpuid_policy import supported
+from kvmfs.kvm.cpuid_policy import implemented, supported
 from kvmfs.kvm.dispatch import fail
 from kvmfs.kvm.hostcpu import HostCpu, host_cpu
 
@@ -51,7 +51,7 @@ class SupportedCpuid:
 
     def __init__(self, host: HostCpu) -> None:
         self._host = host
-        self._masks = supported(host.is_amd)
+        self._masks = supported(host.is_amd, implemented(host.flags))
         self.xcr0 = xstate.supported_xcr0(self.has)
         self.entries: tuple[CpuidEntry2, ...] = tuple(self._leaves())
 

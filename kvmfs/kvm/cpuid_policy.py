@@ -85,9 +85,14 @@ LEAF1_EDX_IN_80000001: Final = 0x0183_F3FF
 """AMD repeats these bits of leaf 1 EDX in leaf 0x80000001 EDX (APM vol. 3, E.4.2)."""
 
 
-def supported(is_amd: bool, implemented: frozenset[str] = frozenset(features.NAMES)) -> dict[Register, int]:
-    """What KVM_GET_SUPPORTED_CPUID has in each feature register."""
-    kept = (implemented | OURS) - OTHER_VENDOR[is_amd]
+def implemented(host_flags: frozenset[str]) -> frozenset[str]:
+    """What the processor in software can do on a host with these flags of /proc/cpuinfo."""
+    return frozenset(name for name in features.NAMES if features.HOSTED.get(name) in {None, *host_flags})
+
+
+def supported(is_amd: bool, names: frozenset[str]) -> dict[Register, int]:
+    """What KVM_GET_SUPPORTED_CPUID has in each feature register, of the features with these names and our own."""
+    kept = (names | OURS) - OTHER_VENDOR[is_amd]
     masks: dict[Register, int] = dict.fromkeys(FEATURE_REGISTERS.values(), 0)
     for mask in MASKS:
         masks[FEATURE_REGISTERS[type(mask)]] = sum(bit.value for bit in mask if bit.name in kept)

@@ -1,7 +1,8 @@
 """What the host's processor calls itself. KVM gives guests the host's vendor, family and model, and so do we: a client
 chooses instructions and MSRs by what it sees around itself, and its guest has to agree.
 
-Source: /proc/cpuinfo. Features are not read: guests run on a processor in software, which has its own.
+Source: /proc/cpuinfo. Its features matter only where the processor in software that guests run on has its instructions
+executed by the host's.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class HostCpu:
     physical_bits: int
     virtual_bits: int
     microcode: int
+    flags: frozenset[str] = frozenset()
 
     @property
     def is_amd(self) -> bool:
@@ -56,6 +58,7 @@ def parse(cpuinfo: str) -> HostCpu:
         physical_bits=int(physical.split()[0]),
         virtual_bits=int(virtual.split()[0]),
         microcode=int(fields.get("microcode", "0"), 0),
+        flags=frozenset(fields.get("flags", "").split()),
     )
 
 

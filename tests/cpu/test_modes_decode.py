@@ -49,7 +49,9 @@ def rows(bits: int) -> list[tuple[int, optable.Row]]:
     for number, members in enumerate(optable.all_maps()):
         for row in members:
             base = row.mnemonic.rstrip("0123456789")
-            if row.attributes & {"todo", "ud", "sse", "o64", "pm"} or {row.mnemonic, base} & (skipped | OF_OWN):
+            if row.attributes & {"todo", "ud", "sse", "x87", "mmx", "o64", "pm"} or {row.mnemonic, base} & (
+                skipped | OF_OWN
+            ):
                 continue
             if any(operand[0] in "VWU" for operand in row.operands) or row.prefix in ("66", "F2", "NP"):
                 continue

@@ -15,6 +15,8 @@ from kvmfs.jit.raw import PLAIN
 
 from . import native
 from .test_float import numbers
+from .test_modes_decode import CODE as REAL_CODE
+from .test_modes_decode import Machine
 from .test_system import CODE, STACK, System
 
 pytestmark = pytest.mark.skipif(PLAIN, reason="a whole processor is slow in plain Python")
@@ -256,3 +258,38 @@ def test_not_available(guest: System, bits: int, text: str, vector: int) -> None
         assert guest.frame()["vector"] == vector
     else:
         assert guest[S.RSP] == STACK
+
+
+REAL_DATA = 0x20000  # DS is 0x2000
+
+
+@pytest.mark.parametrize(
+    ("prefix", "words"),
+    [
+        ("", struct.pack("<7H", 0x37F, 0x3800, 0x3FFF, 0x104, 0x1006, 0x1234, 0x2000)),
+        (
+            "66",
+            struct.pack("<7I", *(0xFFFF0000 | n for n in (0x37F, 0x3800, 0x3FFF, 0x104)), 0x1006, 0xFFFF1234, 0x2000),
+        ),
+    ],
+    ids=["16", "32"],
+)
+def test_environment_of_real_mode(prefix: str, words: bytes) -> None:
+    """Linear addresses, of which the high part stands beside the opcode; they come back as they were."""
+    machine = Machine(16)
+    text = f"dbe3 d9e8 d8063412 {prefix} d9360020 dbe3 {prefix} d9260020 {prefix} d9360030 f4"
+    machine.write(REAL_CODE, bytes.fromhex(text))
+    machine.prepare([0] * 8, 2)
+    assert machine.run() == S.EXIT_HLT
+    assert machine.read(REAL_DATA + 0x2000, len(words)) == words
+    assert machine.read(REAL_DATA + 0x3000, len(words)) == words
+
+
+def test_sixteen_bit_addresses() -> None:
+    """Operands by BX + SI and a segment, in real mode."""
+    machine = Machine(16)
+    machine.write(REAL_CODE, bytes.fromhex("dbe3 dd00 d8c0 dd5808 f4"))
+    machine.prepare([0, 0, 0, 0x100, 0, 0, 0x20, 0x40], 2)
+    machine.write(REAL_DATA + 0x120, struct.pack("<d", 1.25))
+    assert machine.run() == S.EXIT_HLT
+    assert machine.read(REAL_DATA + 0x128, 8) == struct.pack("<d", 2.5)

@@ -192,3 +192,17 @@ def test_pointers_of_amd(guest: System) -> None:
     guest[S.IS_AMD] = 1
     do(guest, "fld1; fxsave64 [rbx]")
     assert guest.read(AREA + 6, 18) == bytes(18)
+
+
+def test_fast_fxsave(guest: System) -> None:
+    """EFER.FFXSR: the kernel's does not move XMM registers, user code's does."""
+    set_all(guest)
+    guest[S.EFER] |= S.EFER_FFXSR
+    do(guest, "fxsave64 [rbx]")
+    assert guest.read(AREA + 160, 256) == bytes([FILL]) * 256
+    assert guest.read(AREA + 24, 4) == struct.pack("<I", 0x1F80)
+    do(guest, "fxrstor64 [rbx]")
+    assert guest.read_cpu(S.VEC, 16) == b"\1" * 16
+    guest.user()
+    guest.execute("fxsave64 [rbx]; ud2")
+    assert guest.read(AREA + 160, 16) == b"\1" * 16

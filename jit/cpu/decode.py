@@ -90,8 +90,8 @@ def set_memory(s, base, index, scale, disp, stack):
     store64(s + S.D_INDEX, index)
     store64(s + S.D_SCALE, scale)
     store64(s + S.D_DISP, disp)
-    store64(s + S.D_STACK, stack)
     segment = load64(s + S.D_SEGMENT)
+    store64(s + S.D_STACK, 1 if stack and segment == 0 else 0)
     if load64(s + S.HFLAGS) & S.MODE_CODE64 == 0:
         if segment == 0:
             segment = s + (S.SS if stack else S.DS)
@@ -153,15 +153,22 @@ def memory32(s, mod, rm):
     set_memory(s, base, index, scale, disp, stack)
 
 
+@compiled
+def modrm_register(s):
+    """The ModRM byte alone; returns it."""
+    rex, byte = load64(s + S.D_REX), take(s, 1)
+    store64(s + S.D_MODRM, byte)
+    store64(s + S.D_REG, byte >> 3 & 7 | (rex & 4) << 1)
+    store64(s + S.D_RM, byte & 7 | (rex & 1) << 3)
+    return byte
+
+
 @group.add
 def modrm(s):
     """ModRM, SIB and displacement."""
-    rex, byte = load64(s + S.D_REX), take(s, 1)
+    byte = modrm_register(s)
     mod, rm = byte >> 6, byte & 7
-    store64(s + S.D_MODRM, byte)
     store64(s + S.D_MOD, mod)
-    store64(s + S.D_REG, byte >> 3 & 7 | (rex & 4) << 1)
-    store64(s + S.D_RM, rm | (rex & 1) << 3)
     if mod != 3:
         if load64(s + S.D_ASIZE) == 2:
             memory16(s, mod, rm)
@@ -186,9 +193,15 @@ def entry_address(s, position):
 def wants_modrm(kind):
     """Whether an operand of this kind comes from the ModRM byte."""
     return (
-        kind == T.E or kind == T.G or kind == T.M or kind == T.S or kind == T.K or kind == T.T
+        kind == T.E or kind == T.G or kind == T.M or kind == T.S
         or kind == T.V or kind == T.W or kind == T.U or kind == T.R or kind == T.P or kind == T.Q or kind == T.N
     )  # fmt: skip
+
+
+@compiled
+def wants_register(kind):
+    """Control and debug registers: the ModRM byte names registers whatever its mod field is (SDM vol. 2, MOV CRn)."""
+    return kind == T.K or kind == T.T
 
 
 @compiled
@@ -231,7 +244,9 @@ def find_entry(s, opcode):
         modrm(s)
         form = 8 if load64(s + S.D_MOD) == 3 else 0
         return entry + T.ENTRY_BYTES * (1 + (load64(s + S.D_MODRM) >> 3 & 7) + form)
-    if (
+    if wants_register(load64(entry + 8 * T.KIND1)) or wants_register(load64(entry + 8 * T.KIND2)):
+        modrm_register(s)
+    elif (
         wants_modrm(load64(entry + 8 * T.KIND1))
         or wants_modrm(load64(entry + 8 * T.KIND2))
         or wants_modrm(load64(entry + 8 * T.KIND3))
@@ -253,6 +268,7 @@ def decode_one(s):
     store64(s + S.D_SHORT, 0)
     store64(s + S.D_RIP_RELATIVE, 0)
     store64(s + S.D_MOD, 3)
+    store64(s + S.D_STACK, 0)
     store64(s + S.D_IMM, 0)
     opcode = prefixes(s)
     if load64(s + S.D_SHORT) == 0 and load64(s + S.D_CURSOR) - start > MAX_LENGTH:

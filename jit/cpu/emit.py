@@ -206,7 +206,8 @@ def emit_operation(s, entry):
     kind2, size2 = load64(entry + 8 * T.KIND2), load64(entry + 8 * T.SIZE2)
     kind3, size3 = load64(entry + 8 * T.KIND3), load64(entry + 8 * T.SIZE3)
     index, memory1 = width_index(s, size1), in_memory(s, kind1)
-    slot = load64(entry + 8 * (T.SLOTS + index))
+    chosen = width_index(s, size2) if attributes & T.ATTR_BY2 else index
+    slot = load64(entry + 8 * (T.SLOTS + chosen))
     if slot == 0:
         return UNIMPLEMENTED
     reads, writes = attributes & T.ATTR_W == 0, attributes & T.ATTR_R == 0
@@ -253,6 +254,8 @@ def emit_bare(s, entry, slot):
     store64(r + R.SRC, place(s, r, kind2, size2, s + S.T0) if kind2 != T.NONE else first)
     selects = kind1 == T.K or kind1 == T.T or kind1 == T.S or kind2 == T.K or kind2 == T.T or kind2 == T.S
     store8(r + R.AUX, load64(s + S.D_REG) if selects else load64(s + S.D_RM))
+    if kind1 == T.S or kind2 == T.S:
+        store8(r + R.AUX, load64(s + S.D_REG) & 7)  # REX.R is ignored there
     if kind1 == T.IMM and kind2 == T.IMM:  # the second goes where an operand's address would be
         store64(r + R.DST, load64(s + S.D_IMM))
         store64(r + R.IMM, load64(s + S.D_FIRST))
@@ -260,6 +263,15 @@ def emit_bare(s, entry, slot):
         store64(r + R.SRC, (load64(s + S.D_OPCODE) & 7) << 8 | load64(s + S.D_MODRM))
     store64(r + R.SEG_PTR, load64(s + S.D_SEGMENT))
     return r
+
+
+@compiled
+def no_such_register(s, entry):
+    """Whether the instruction moves to or from a control or debug register that there is not."""
+    number, kind1, kind2 = load64(s + S.D_REG), load64(entry + 8 * T.KIND1), load64(entry + 8 * T.KIND2)
+    if kind1 == T.K or kind2 == T.K:
+        return number != 0 and number != 2 and number != 3 and number != 4 and number != 8
+    return number > 7 and (kind1 == T.T or kind2 == T.T)
 
 
 @compiled
@@ -272,6 +284,8 @@ def refused(s, entry):
     if load64(entry + 8 * T.SHAPE) == T.TODO:
         return UNIMPLEMENTED
     if attributes & T.ATTR_PM and hflags & S.MODE_PROTECTED == 0:
+        return UNDEFINED
+    if no_such_register(s, entry):
         return UNDEFINED
     kind1 = load64(entry + 8 * T.KIND1)
     if load64(s + S.D_LOCK) and not (attributes & T.ATTR_LOCK and (in_memory(s, kind1) or kind1 == T.M)):

@@ -205,6 +205,8 @@ def batch(s, size, count):
 @compiled
 def string_in(s, r, size):
     port, count = load64(s + S.RDX) & 0xFFFF, count_left(s, r)
+    if load64(s + S.PIO_STATE) != S.IO_DONE and refuse(s, r, port, size):
+        return 0
     if count == 0:
         store64(s + S.PIO_STATE, S.IO_NONE)
         return leave_next(s, r)
@@ -221,8 +223,6 @@ def string_in(s, r, size):
         finish(s, r)
         note(s, watch_port(s, port, size))
         return 0
-    if refuse(s, r, port, size):
-        return 0
     store64(s + S.PIO_STATE, S.IO_PENDING)
     store64(s + S.PIO_STRING, 1)
     return leave_pio(s, r, port, size, count, 1)
@@ -231,10 +231,10 @@ def string_in(s, r, size):
 @compiled
 def string_out(s, r, size):
     port = load64(s + S.RDX) & 0xFFFF
-    if count_left(s, r) == 0:
-        return leave_next(s, r)
     if refuse(s, r, port, size):
         return 0
+    if count_left(s, r) == 0:
+        return leave_next(s, r)
     seg = load64(r + SEG_PTR)
     la = string_linear(s, r, seg if seg != 0 else s + S.DS, s + S.RSI, size, 0)
     if load64(s + S.LEAVE) != 0 or call_slow(s, r, READ_SLOW, la, size, s + S.PIO_DATA) == 0:

@@ -18,8 +18,9 @@ allowed with a memory destination), end (ends the block), d64 (operand size 64 b
 64 there), no64 (#UD in 64-bit mode), o64 (there alone: another row has the opcode elsewhere), pm (#UD in real and
 virtual-8086 mode), al (16-byte memory operand must be aligned), cpl0 (#GP unless CPL 0), mv (a plain
 vector move), w16 (16 bits to memory, the operand size to a register), bit (a bit string in memory), xmem, popmem (a
-handler of their own for the memory form), noea (the operand is decoded, not used), x87 (CR0.EM and CR0.TS forbid it,
-the record's SRC is FOP), ud (always #UD), todo (valid, not implemented: the embedder is told, nothing is guessed).
+handler of their own for the memory form), by2 (the second operand's width chooses the handler), noea (the operand is
+decoded, not used), x87 (CR0.EM and CR0.TS forbid it, the record's SRC is FOP), ud (always #UD), todo (valid, not
+implemented: the embedder is told, nothing is guessed).
 """
 
 _ALU = ("add", "or", "adc", "sbb", "and", "sub", "xor", "cmp")
@@ -96,8 +97,13 @@ ONE_BYTE = (
 8A mov Gb Eb : w
 8B mov Gv Ev : w
 8C mov_from_seg Ev Sw : bare w16
+8C/6 no_seg Ev Sw : bare ud
+8C/7 no_seg Ev Sw : bare ud
 8D lea Gv M : w
 8E mov_to_seg Ew Sw : bare one end
+8E/1 mov_to_cs Ew Sw : bare ud
+8E/6 no_seg Ew Sw : bare ud
+8E/7 no_seg Ew Sw : bare ud
 8F/0 pop Ev : w d64 popmem
 90+r xchg Zv Av
 98 cbw Av
@@ -113,17 +119,17 @@ A1 mov Av Ov : w
 A2 mov Ob Ab : w
 A3 mov Ov Av : w
 A4 movs8 : bare end
-A5 movs Xv : end
+A5 movs@ Xv : bare end
 A6 cmps8 : bare end
-A7 cmps Xv : end
+A7 cmps@ Xv : bare end
 A8 test Ab Ib : r
 A9 test Av Iz : r
 AA stos8 : bare end
-AB stos Xv : end
+AB stos@ Xv : bare end
 AC lods8 : bare end
-AD lods Xv : end
+AD lods@ Xv : bare end
 AE scas8 : bare end
-AF scas Xv : end
+AF scas@ Xv : bare end
 B0+r mov Zb Ib : w
 B8+r mov Zv Iv : w
 C2 ret_imm Iw : bare end f64
@@ -213,7 +219,7 @@ TWO_BYTE = """
 01/7m invlpg M : bare end cpl0
 01/0r vmx_group : bare end reg
 01/1r monitor_group : bare end reg
-01/2r xgetbv_group : bare end reg
+NP.01/2r xgetbv_group : bare end reg
 01/3r svm_group : bare end reg
 01/5r pkru_group : bare end reg
 01/7r swapgs_group : bare end reg
@@ -266,21 +272,21 @@ AA rsm : bare ud
 AB bts Ev Gv : lock bit
 AC shrd Ev Gv Ib
 AD shrd Ev Gv Cb
-AE/0m fxsave M : bare end
-AE/1m fxrstor M : bare end
-AE/2m ldmxcsr M : bare end
-AE/3m stmxcsr M : bare end
-AE/4m xsave M : bare end
-AE/5m xrstor M : bare end
-AE/6m xsaveopt M : bare end
-AE/7m clflush M : bare
+NP.AE/0m fxsave M : bare end
+NP.AE/1m fxrstor M : bare end
+NP.AE/2m ldmxcsr M : bare end
+NP.AE/3m stmxcsr M : bare end
+NP.AE/4m xsave M : bare end
+NP.AE/5m xrstor M : bare end
+NP.AE/6m xsaveopt M : bare end
+NP.AE/7m clflush M : bare
 F3.AE/0r rdfsbase Ry : bare
 F3.AE/1r rdgsbase Ry : bare
 F3.AE/2r wrfsbase Ry : bare end
 F3.AE/3r wrgsbase Ry : bare end
-AE/5r barrier : bare
-AE/6r barrier : bare
-AE/7r barrier : bare
+NP.AE/5r barrier : bare
+NP.AE/6r barrier : bare
+NP.AE/7r barrier : bare
 66.AE/7m clflush M : bare
 AF imul2_ Gv Ev
 B0 cmpxchg Eb Gb : lock
@@ -306,13 +312,15 @@ BE movsx@_8 Gv Eb : w
 BF movsx@_16 Gv Ew : w
 C0 xadd Eb Gb : lock
 C1 xadd Ev Gv : lock
-C3m mov Ey Gy : w
+NP.C3m mov Ey Gy : w
 C7/1m cmpxchg8b M : bare end lock cx8
 C7/3m xrstors M : bare end
 C7/4m xsavec M : bare end
 C7/5m xsaves M : bare end
 C7/6r rdrand Rv : w
 C7/7r rdseed Rv : w
+F2.C7/1m cmpxchg8b M : bare end lock cx8
+F3.C7/1m cmpxchg8b M : bare end lock cx8
 F3.C7/7r rdpid Rq : bare
 C8+r bswap Zv
 FF ud0 Gv Ev : bare ud
@@ -323,8 +331,8 @@ MAP_38 = """
 F0m movbe Gv Ev : w has:MOVBE
 F1m movbe Ev Gv : w has:MOVBE
 F2.F0 crc32_@_8 Gy Eb : has:SSE42
-F2.F1 crc32_@_% Gy Ev : has:SSE42
-82m invpcid Gy M : bare end cpl0
+F2.F1 crc32_@_% Gy Ev : by2 has:SSE42
+66.82m invpcid Gy M : bare end cpl0
 """
 
 MAP_3A = ""

@@ -31,11 +31,11 @@ BARE, OPERATE, MOVE, ONE_SOURCE, ADDRESS, XCHG, POP_MEM, BIT, NOP, UNDEFINED, TO
 ATTRIBUTE_BITS = {
     name: 1 << bit
     for bit, name in enumerate(
-        ["w", "r", "lock", "end", "d64", "f64", "no64", "al", "cpl0", "sse", "x87", "mmx", "pm", "em"]
+        ["w", "r", "lock", "end", "d64", "f64", "no64", "al", "cpl0", "sse", "x87", "mmx", "pm", "em", "by2"]
     )
 }
 ATTR_W, ATTR_R, ATTR_LOCK, ATTR_END, ATTR_D64, ATTR_F64, ATTR_NO64, ATTR_AL = (1 << i for i in range(8))
-ATTR_CPL0, ATTR_SSE, ATTR_X87, ATTR_MMX, ATTR_PM, ATTR_EM = (1 << i for i in range(8, 14))
+ATTR_CPL0, ATTR_SSE, ATTR_X87, ATTR_MMX, ATTR_PM, ATTR_EM, ATTR_BY2 = (1 << i for i in range(8, 15))
 WIDTHS = (8, 16, 32, 64, 128)
 PREFIXES = {"NP": 0, "66": 1, "F3": 2, "F2": 3}
 MAP_COUNT = 4
@@ -110,6 +110,8 @@ def handler_names(row: Row) -> list[str]:
         return ["cmpxchg16b" if width == 64 else "cmpxchg8b" for width in WIDTHS]
     if "dq" in row.attributes:
         return [f"{row.mnemonic}{'q' if width == 64 else 'd'}" for width in WIDTHS]
+    if "by2" in row.attributes:
+        return [row.mnemonic.replace("@", str(max(width, 32))).replace("%", str(width)) for width in WIDTHS]
     names = []
     for width in WIDTHS:
         other = {"b": 8, "w": 16, "d": 32, "q": 64}.get(second, width)
@@ -157,6 +159,8 @@ def build_tables() -> ctypes.Array:
             cells.setdefault((row.prefix, row.opcode), []).append(row)
         # Rows without a prefix first: those with a mandatory prefix replace them in its column.
         for (prefix, opcode), members in sorted(cells.items(), key=lambda cell: cell[0][0] != ""):
+            if prefix == "NP" and members[0].reg is not None:  # without a prefix these are there besides the others
+                members = cells.get(("", opcode), []) + members
             only64 = [row for row in members if "o64" in row.attributes]
             position = len(entries)
             entries.extend(_cell(only64 or members, slots))

@@ -100,20 +100,24 @@ def _movs(width):
         la = string_linear(s, r, seg, s + S.RSI, size, 0)
         if load64(s + S.LEAVE) != 0:
             return 0
+        from_ = probe(s, la, size, M.TLB_READ)
+        if from_ == 0:  # the source's faults come first
+            count, from_ = 1, s + S.T3
+            if call_slow(s, r, READ_SLOW, la, size, from_) == 0:
+                return 0
         lb = string_linear(s, r, s + S.ES, s + S.RDI, size, 1)
         if load64(s + S.LEAVE) != 0:
             return 0
-        from_, to = probe(s, la, size, M.TLB_READ), probe(s, lb, size, M.TLB_WRITE)
-        if from_ != 0 and to != 0:
+        to = probe(s, lb, size, M.TLB_WRITE)
+        if to == 0:
+            count = 1
+            store(s + S.T3, load(from_))  # translating `lb` may take the source's page away
+            if call_slow(s, r, WRITE_SLOW, lb, size, s + S.T3) == 0:
+                return 0
+        else:
             count = run_length(s, r, seg, s + S.RSI, la, size, count)
             count = run_length(s, r, s + S.ES, s + S.RDI, lb, size, count)
             copy(to, from_, count, -size if backwards(s) else size)
-        else:
-            count = 1
-            if call_slow(s, r, READ_SLOW, la, size, s + S.T3) == 0:
-                return 0
-            if call_slow(s, r, WRITE_SLOW, lb, size, s + S.T3) == 0:
-                return 0
         advance(s, r, s + S.RSI, size, count)
         advance(s, r, s + S.RDI, size, count)
         return finish(s, r, count, 0)

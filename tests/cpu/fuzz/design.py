@@ -1,0 +1,119 @@
+"""Differences that are meant: what our CPU does otherwise than this host's, with the manual's words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .forms import Form, Operand
+from .layout import FS, GS
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A rule: `covers` tells from form, state before, theirs and ours whether a case is one of these."""
+
+    name: str
+    reason: str
+    covers: Callable[[Form, np.void, np.void, np.void], bool]
+
+
+def _near_branch_66(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
+    relative = form.mnemonic.startswith(("j", "call", "ret", "loop"))
+    return form.bits == 64 and relative and b"\x66" in form.code[:-1]
+
+
+def _branch_before_push(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
+    return form.mnemonic == "call" and ours["vector"] == 13 and theirs["vector"] in (12, 14)
+
+
+def _misaligned_beyond_limit(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
+    return any(operand.size == 16 for operand in form.operands) and ours["vector"] == 12 and theirs["vector"] == 13
+
+
+def _repeated_loop(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
+    repeated = b"\xf3" in form.code[:-2] or b"\xf2" in form.code[:-2]
+    return form.mnemonic in ("loop", "loope", "loopne") and repeated
+
+
+def _fault_order(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
+    ordered = form.mnemonic.startswith(("cmps", "fxrstor"))
+    return ordered and theirs["vector"] in (12, 13, 14) and ours["vector"] in (12, 13, 14)
+
+
+def _offset_not_canonical(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
+    def refused(operand: Operand) -> bool:
+        offset = operand.displacement
+        for register, scale in ((operand.base, 1), (operand.index, operand.scale)):
+            offset += scale * int(before["gpr"][register]) if register >= 0 else 0
+        return operand.segment in (FS, GS) and offset + (1 << 47) & (1 << 64) - 1 >= 1 << 48
+
+    return form.bits == 64 and theirs["vector"] == 13 and any(map(refused, form.operands))
+
+
+def _lock_as_cr8(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
+    moves = any(opcode in form.code for opcode in (b"\x0f\x20", b"\x0f\x22"))
+    return moves and b"\xf0" in form.code and ours["vector"] == 6
+
+
+def _flags_at_overflow(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
+    unmasked = not int(before["mxcsr"]) & 0x400 and int(theirs["mxcsr"]) & 8
+    return bool(unmasked) and int(theirs["mxcsr"]) | 0x20 == int(ours["mxcsr"]) and ours["vector"] == theirs["vector"]
+
+
+def _not_offered(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
+    return not form.offered and ours["vector"] == 6
+
+
+DIFFERENCES = (
+    Difference(
+        "instructions of features that our CPUID does not offer",
+        'SDM vol. 2, exceptions tables: "#UD: if CPUID feature flag is 0"',
+        _not_offered,
+    ),
+    Difference(
+        "near branches with prefix 66 in 64-bit mode",
+        'SDM vol. 2, JMP: "in 64-bit mode, the target operand\'s size is fixed at 64 bits"; AMD cuts RIP to 16 bits',
+        _near_branch_66,
+    ),
+    Difference(
+        "CALL to where there can be no code, with a stack that faults",
+        'SDM vol. 2, CALL: "IF tempRIP is not canonical" (or not within the limit) "THEN #GP(0)" comes before the push;'
+        " AMD pushes first",
+        _branch_before_push,
+    ),
+    Difference(
+        "a misaligned 16-byte operand that is no address in SS either",
+        "SDM vol. 3, 6.9: faults of one instruction have no order among them: here #SS, on AMD #GP for the alignment",
+        _misaligned_beyond_limit,
+    ),
+    Difference(
+        "two operands that both fault: CMPS, and both ends of FXRSTOR's",
+        "SDM vol. 3, 6.9: faults of one instruction have no order; here by address and rSI first,"
+        " on AMD rDI first, and the end",
+        _fault_order,
+    ),
+    Difference(
+        "an address in FS or GS whose offset is not canonical, but with the base is",
+        'SDM vol. 1, 3.3.7.1: "the linear address" has to be canonical; AMD refuses such an offset too',
+        _offset_not_canonical,
+    ),
+    Difference(
+        "LOCK MOV CR0, which is MOV CR8 on AMD's processors",
+        "AMD APM vol. 3, MOV CRn: AltMovCr8 is CPUID Fn8000_0001_ECX[4], which ours does not have; without it #UD",
+        _lock_as_cr8,
+    ),
+    Difference(
+        "PE beside an overflow that is not masked",
+        "SDM vol. 1, 4.9.1.6: PE tells whether the result is exact: with its exponent in range, on AMD; here PE is"
+        " set with every overflow",
+        _flags_at_overflow,
+    ),
+    Difference(
+        "LOOPcc with a repeat prefix",
+        'SDM vol. 2, REP: "use of repeat prefixes with other instructions is reserved"; AMD takes ZF otherwise then',
+        _repeated_loop,
+    ),
+)

@@ -314,9 +314,9 @@ C0 xadd Eb Gb : lock
 C1 xadd Ev Gv : lock
 NP.C3m mov Ey Gy : w
 C7/1m cmpxchg8b M : bare end lock cx8
-C7/3m xrstors M : bare end
-C7/4m xsavec M : bare end
-C7/5m xsaves M : bare end
+NP.C7/3m xrstors M : bare end
+NP.C7/4m xsavec M : bare end
+NP.C7/5m xsaves M : bare end
 C7/6r rdrand Rv : w
 C7/7r rdseed Rv : w
 F2.C7/1m cmpxchg8b M : bare end lock cx8
@@ -328,6 +328,8 @@ FF ud0 Gv Ev : bare ud
 
 # Three-byte maps 0F 38 and 0F 3A: integer instructions; vector rows are in opcodes_vector.py.
 MAP_38 = """
+F3.F0m no_movbe Gv Ev : bare ud
+F3.F1m no_movbe Ev Gv : bare ud
 F0m movbe Gv Ev : w has:MOVBE
 F1m movbe Ev Gv : w has:MOVBE
 F2.F0 crc32_@_8 Gy Eb : has:SSE42

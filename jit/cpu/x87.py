@@ -8,8 +8,8 @@ not made at all when its exception is unmasked (SDM vol. 1, 8.5).
 from .. import state as S
 from ..build import Group, compiled
 from ..mmu import layout as M
-from ..mmu.group import READ_SLOW, WRITE_SLOW
-from ..raw import load8, load16, load32, load64, lshr, memcpy, store16, store32, store64
+from ..mmu.group import PROBE_WRITE, READ_SLOW, WRITE_SLOW
+from ..raw import call3, load8, load16, load32, load64, lshr, memcpy, store16, store32, store64
 from . import features
 from .access import call_slow, effective, offset, probe, read_mem, truncate
 from .flags import arithmetic, set_arithmetic
@@ -141,6 +141,14 @@ def _read(bits):
     return handler
 
 
+@compiled
+def unwritable(s, r, la, size):
+    """1 with a fault raised: an operand must be one that can be written, even when its store is not made."""
+    store64(s + S.RIP, rip_here(s, r))
+    flags = M.STACK << M.ACCESS_SHIFT if load16(r + FLAGS) & RECORD_STACK else 0
+    return call3(load64(load64(s + S.FUNCTIONS) + 8 * PROBE_WRITE), s, la, size | flags) == 0
+
+
 def _write(bits):
     size = bits // 8
 
@@ -166,6 +174,8 @@ def _write(bits):
                 store32(host, load32(result))
             else:
                 store16(host, load16(result))
+        elif unwritable(s, r, la, size):
+            return 0
         memcpy(s + S.FX, after, 160)
         note_operand(s, r)
         return leave_next(s, r) if host == 0 else stored(s, r, host)

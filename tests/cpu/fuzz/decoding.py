@@ -33,7 +33,7 @@ DIFFERENCES = (
         "iced-x86 has instructions of features that our CPUID does not offer",
         'SDM vol. 2: "#UD: if CPUID feature flag is 0"',
     ),
-    ("groups whose handler decides on #UD", "0F 01 and 0F AE with register forms: the handler knows CPL and features"),
+    ("groups whose handler decides on #UD", "x87; 0F 01 and 0F AE with register forms: it knows CPL and features"),
 )
 
 
@@ -159,8 +159,9 @@ BIT_STRINGS = {"bt", "bts", "btr", "btc"}  # their address is computed by a reco
 
 
 def _decided_later(code: bytes) -> bool:
-    at = code.find(b"\x0f")
-    return at >= 0 and code[at + 1] in (0x01, 0xAE)
+    """Whether a handler raises #UD: x87 opcodes, 0F 01 and 0F AE with a register form."""
+    opcode = code.lstrip(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3" + bytes(range(0x40, 0x50)))
+    return opcode[:1] >= b"\xd8" and opcode[:1] <= b"\xdf" or opcode[:2] in (b"\x0f\x01", b"\x0f\xae")
 
 
 def _memory_difference(instruction: iced.Instruction, text: str, memory: list[int]) -> tuple[str, str] | None:

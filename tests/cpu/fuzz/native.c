@@ -64,6 +64,7 @@ static struct state *before, *after;
 static uint64_t *pristine, *current;
 static uint64_t count, position, repeats;
 static int running;
+static uint8_t *writable_code; /* the cases themselves can only execute and read it */
 static uint64_t home_fs;
 static struct image home_image;
 static gregset_t home;
@@ -122,6 +123,12 @@ static void store_result(struct state *result, const ucontext_t *context)
 	}
 }
 
+/* Where to write a case's instruction: RIP counts from a segment's base, which is CODE or 0. */
+static uint8_t *code_of(const struct state *start)
+{
+	return writable_code + (start->rip < CODE ? start->rip : start->rip - CODE);
+}
+
 static void load_case(const struct state *start, ucontext_t *context)
 {
 	greg_t *g = context->uc_mcontext.gregs;
@@ -146,15 +153,12 @@ static void load_case(const struct state *start, ucontext_t *context)
 		memcpy(image->ymm[i], &start->vec[i][2], 16);
 	}
 	image->xstate_bv = X87 | SSE | AVX;
-	/* Flat addresses of code: a segment's base is CODE or 0. */
-	uint8_t *code = (uint8_t *)(start->rip < CODE ? CODE + start->rip : start->rip);
-	memcpy(code, start->code, start->length);
+	memcpy(code_of(start), start->code, start->length);
 }
 
 static void clear_code(const struct state *start)
 {
-	uint8_t *code = (uint8_t *)(start->rip < CODE ? CODE + start->rip : start->rip);
-	memset(code, 0x90, start->length);
+	memset(code_of(start), 0x90, start->length);
 }
 
 #define GET_SEGMENT(name, to) __asm__ volatile("mov %%" name ", %0" : "=r"(to))
@@ -227,12 +231,10 @@ static void require(int condition, const char *what)
 	}
 }
 
-static void *map_at(uint64_t address, uint64_t size, int protection)
+static void map_at(uint64_t address, uint64_t size, int protection, int flags, int fd)
 {
-	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
-	void *at = mmap((void *)address, size, protection, flags, -1, 0);
+	void *at = mmap((void *)address, size, protection, flags | MAP_FIXED_NOREPLACE, fd, 0);
 	require(at == (void *)address, "mmap");
-	return at;
 }
 
 /* A stray system call ends the process; the parent reports the case. */
@@ -277,8 +279,13 @@ int main(int argc, char **argv)
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	for (uint64_t i = 0; i < sizeof(ldt) / sizeof(ldt[0]); i++)
 		require(syscall(SYS_modify_ldt, 0x11, &ldt[i], sizeof(ldt[i])) == 0, "modify_ldt");
-	memset(map_at(CODE, CODE_PAGES * 4096, PROT_READ | PROT_WRITE | PROT_EXEC), 0x90, CODE_PAGES * 4096);
-	map_at(WRITABLE, data, PROT_READ | PROT_WRITE);
+	int code = memfd_create("code", MFD_CLOEXEC);
+	require(code >= 0 && ftruncate(code, CODE_PAGES * 4096) == 0, "memfd");
+	writable_code = mmap(NULL, CODE_PAGES * 4096, PROT_READ | PROT_WRITE, MAP_SHARED, code, 0);
+	require(writable_code != MAP_FAILED, "mmap");
+	memset(writable_code, 0x90, CODE_PAGES * 4096);
+	map_at(CODE, CODE_PAGES * 4096, PROT_READ | PROT_EXEC, MAP_SHARED, code);
+	map_at(WRITABLE, data, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 	require(sigaltstack(&alternate, NULL) == 0, "sigaltstack");
 	for (uint64_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
 		require(sigaction(signals[i], &action, NULL) == 0, "sigaction");

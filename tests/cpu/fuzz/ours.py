@@ -22,6 +22,7 @@ from kvmfs.jit.raw import (
     memcpy,
     memset,
     s64,
+    store8,
     store16,
     store32,
     store64,
@@ -80,14 +81,12 @@ def load(s, c, template, tables):
     if load16(c + SEGMENT + 2) == USER64_CS:
         store64(s + S.FS + S.BASE, load64(c + FS_BASE))
         store64(s + S.GS + S.BASE, load64(c + GS_BASE))
-    store64(s + S.FCW, load16(c + FCW))
-    store64(s + S.FSW, load16(c + FSW))
-    store64(s + S.FTW, load16(c + FTW))
+    store16(s + S.FCW, load16(c + FCW))
+    store16(s + S.FSW, load16(c + FSW))
+    store8(s + S.FTW, load16(c + FTW))
+    memcpy(s + S.ST, c + ST, 128)
     store64(s + S.FOP, load16(c + FOP))
     store64(s + S.MXCSR, load32(c + MXCSR))
-    top = load16(c + FSW) >> 11 & 7
-    for i in range(8):
-        memcpy(s + S.ST + 16 * ((top + i) & 7), c + ST + 16 * i, 16)
     for i in range(16):
         memcpy(s + S.VEC + 64 * i, c + VEC + 32 * i, 32)
     return call1(load64(load64(s + S.FUNCTIONS) + 8 * DERIVE), s)
@@ -120,14 +119,13 @@ def store(s, c, leave):
     store64(c + GS_BASE, load64(s + S.GS + S.BASE))
     for i in range(6):
         store16(c + SEGMENT + 2 * i, load64(s + S.SEGMENTS + S.SEGMENT_SIZE * i + S.SEL))
-    store16(c + FCW, load64(s + S.FCW))
-    store16(c + FSW, load64(s + S.FSW))
-    store16(c + FTW, load64(s + S.FTW))
+    store16(c + FCW, load16(s + S.FCW))
+    store16(c + FSW, load16(s + S.FSW))
+    store16(c + FTW, load8(s + S.FTW))
     store16(c + FOP, load64(s + S.FOP))
     store32(c + MXCSR, load64(s + S.MXCSR))
-    top = load64(s + S.FSW) >> 11 & 7
     for i in range(8):
-        memcpy(c + ST + 16 * i, s + S.ST + 16 * ((top + i) & 7), 10)
+        memcpy(c + ST + 16 * i, s + S.ST + 16 * i, 10)
     for i in range(16):
         memcpy(c + VEC + 32 * i, s + S.VEC + 64 * i, 32)
     vector, error, address = NO_FAULT, 0, 0
@@ -198,7 +196,7 @@ class Ours(Guest):
         entry(pd + 8 * (L.CODE >> 21 & 511), code | everything)
         entry(pd + 8 * (L.DATA >> 21 & 511), data | everything)
         for page in range(L.CODE_PAGES):
-            entry(code + 8 * page, CODE_GPA + L.PAGE * page | everything)
+            entry(code + 8 * page, CODE_GPA + L.PAGE * page | PRESENT | USER)
         for page in range(L.DATA_PAGES):
             at = L.WRITABLE + L.PAGE * page
             access = PRESENT | USER | (0 if at == L.READABLE else WRITE)

@@ -256,6 +256,8 @@ def emit_bare(s, entry, slot):
     store8(r + R.AUX, load64(s + S.D_REG) if selects else load64(s + S.D_RM))
     if kind1 == T.S or kind2 == T.S:
         store8(r + R.AUX, load64(s + S.D_REG) & 7)  # REX.R is ignored there
+    if kind1 == T.NONE:
+        store8(r + R.AUX, load64(s + S.D_MODRM) & 7)  # part of the opcode: REX.B is ignored
     if kind1 == T.IMM and kind2 == T.IMM:  # the second goes where an operand's address would be
         store64(r + R.DST, load64(s + S.D_IMM))
         store64(r + R.IMM, load64(s + S.D_FIRST))

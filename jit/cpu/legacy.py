@@ -118,10 +118,10 @@ def pusha(s, r):
 def popa(s, r):
     """SP's place on the stack is skipped."""
     size = load8(r + OSIZE)
-    for number in range(8):
-        if peek_value(s, r, (7 - number) * size, size) == 0:
+    for step in range(8):
+        if peek_value(s, r, step * size, size) == 0:
             return 0
-        store64(s + S.FRAME + 8 * number, load64(s + S.T3))
+        store64(s + S.FRAME + 8 * (7 - step), load64(s + S.T3))
     for number in range(8):
         if number == 4:
             continue

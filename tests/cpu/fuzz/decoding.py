@@ -161,7 +161,7 @@ BIT_STRINGS = {"bt", "bts", "btr", "btc"}  # their address is computed by a reco
 def _decided_later(code: bytes) -> bool:
     """Whether a handler raises #UD: x87 opcodes, 0F 01 and 0F AE with a register form."""
     opcode = code.lstrip(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3" + bytes(range(0x40, 0x50)))
-    return opcode[:1] >= b"\xd8" and opcode[:1] <= b"\xdf" or opcode[:2] in (b"\x0f\x01", b"\x0f\xae")
+    return b"\xd8" <= opcode[:1] <= b"\xdf" or opcode[:2] in (b"\x0f\x01", b"\x0f\xae")
 
 
 def _memory_difference(instruction: iced.Instruction, text: str, memory: list[int]) -> tuple[str, str] | None:

@@ -31,7 +31,7 @@ SEGMENT = {getattr(iced.Register, name): n for n, name in enumerate(("ES", "CS",
 # What cannot be compared with a process of this host, and why.
 _REASONS = {
     "a system call, an interrupt or a hypercall of the host's":
-        "SYSCALL SYSENTER SYSEXIT SYSRET INT INT1 INT3 VMCALL VMMCALL",
+        "SYSCALL SYSENTER SYSEXIT SYSRET INT INT1 INT3 INTO VMCALL VMMCALL",
     "another answer each time, or on each machine": "RDTSC RDTSCP RDRAND RDSEED RDPID RDPMC RDPRU CPUID XGETBV",
     "emulated by Linux for CR4.UMIP": "SGDT SIDT SLDT STR SMSW",
     "an image of state that the host has more of":
@@ -69,7 +69,6 @@ class Form:
     operands: tuple[Operand, ...]
     repeats: bool
     rip: int
-    offered: bool = True  # our CPU has its CPUID features
 
 
 @functools.cache
@@ -113,6 +112,11 @@ def on_host(instruction: iced.Instruction) -> bool:
     return all(name in host_features() for name in _features(instruction))
 
 
+def _is_common(instruction: iced.Instruction) -> bool:
+    """Whether both processors have it."""
+    return on_host(instruction) and offered(instruction)
+
+
 def offered(instruction: iced.Instruction) -> bool:
     """Whether our CPU has it, by features.NAMES."""
     return all(_OUR_NAMES.get(name, name.upper()) in features.NAMES for name in _features(instruction))
@@ -123,8 +127,8 @@ _FEATURE_NAMES = {getattr(iced.CpuidFeature, name): name for name in dir(iced.Cp
 
 @functools.cache
 def rows() -> list[tuple[int, optable.Row]]:
-    """(map, row) of all tables."""
-    return [(number, row) for number, members in enumerate(optable.all_maps()) for row in members]
+    """(map, row) of the legacy maps; vex_opcodes() has the others."""
+    return [(number, row) for number, members in enumerate(optable.all_maps()) if number in ESCAPES for row in members]
 
 
 def _prefixes(rng: random.Random, row: optable.Row) -> bytes:
@@ -173,7 +177,7 @@ def encode(rng: random.Random, number: int, row: optable.Row, bits: int) -> byte
 
 @functools.cache
 def vex_opcodes() -> tuple[tuple[int, int, int], ...]:
-    """(map, prefix, opcode) of everything that has a VEX encoding and that the host has."""
+    """(map, prefix, opcode) of everything that has a VEX encoding and that both processors have."""
     found = []
     for opcode_map, prefix, opcode in itertools.product((1, 2, 3), range(4), range(256)):
         # W, L, and the ModRM byte decide too: any will do.
@@ -182,7 +186,7 @@ def vex_opcodes() -> tuple[tuple[int, int, int], ...]:
         ):
             code = bytes([0xC4, 0xE0 | opcode_map, third | prefix, opcode, modrm]) + bytes(10)
             instruction = iced.Decoder(64, code).decode()
-            if not instruction.is_invalid and on_host(instruction):
+            if not instruction.is_invalid and _is_common(instruction):
                 found.append((opcode_map, prefix, opcode))
                 break
     return tuple(found)
@@ -265,7 +269,7 @@ def form(rng: random.Random, name: str, raw: bytes, bits: int) -> Form | None:
     decoder = iced.Decoder(bits, bytes(code), ip=0)
     instruction = decoder.decode()
     if not instruction.is_invalid:
-        if instruction.mnemonic in REASONS or instruction.code in FAR or not on_host(instruction):
+        if instruction.mnemonic in REASONS or instruction.code in FAR or not _is_common(instruction):
             return None
         _aim(rng, code, instruction, decoder, bits)
         del code[instruction.len :]
@@ -278,10 +282,7 @@ def known(name: str, code: bytes, bits: int, rip: int) -> Form:
     if instruction.is_invalid:
         return Form(name, "(bad)", code, bits, (), False, rip)
     repeats = instruction.is_string_instruction and (instruction.has_rep_prefix or instruction.has_repne_prefix)
-    return Form(
-        name, name_of(instruction), code, bits, _operands(instruction, bits), repeats, rip,
-        offered(instruction),
-    )  # fmt: skip
+    return Form(name, name_of(instruction), code, bits, _operands(instruction, bits), repeats, rip)
 
 
 _MNEMONICS = {getattr(iced.Mnemonic, name): name for name in dir(iced.Mnemonic) if name[0].isupper()}

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Linear memory. Code: two pages, not to be written; data: a page that is absent, two to write, one to read only, another absent. All of
-# it lies where 32-bit addresses reach, and each part within 64 KiB of its base, where 16-bit ones do.
+# Linear memory. Code: two pages, not to be written; data: a page that is absent, two to write, one to read only,
+# another absent. All of it lies where 32-bit addresses reach, and each part within 64 KiB of its base, where 16-bit
+# ones do.
 PAGE = 4096
 CODE, CODE_PAGES = 0x2000_0000, 2
 DATA = 0x1000_0000

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 from kvmfs.jit import state as S
 from kvmfs.jit.cpu import features
+from kvmfs.jit.cpu.descriptor import load_hidden
 from kvmfs.jit.cpu.exception import group as exception_group
 from kvmfs.jit.cpu.flags import rflags, set_arithmetic
 from kvmfs.jit.cpu.run import group as run_group
-from kvmfs.jit.cpu.supervisor import load_hidden
 from kvmfs.jit.raw import (
     call1,
     load8,

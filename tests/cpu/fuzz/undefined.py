@@ -1,6 +1,7 @@
 """What the manuals leave open: flags that are not compared, unless the host is of the kind that our handlers follow.
 
-By mnemonic, with the words of the Intel SDM, vol. 2. On AMD's processors, which the handlers follow, all are compared.
+By mnemonic, with the words of the Intel SDM, vol. 2. On AMD's processors, which the handlers follow, nearly all are
+compared.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ _TABLE = (
     ("aaa aas", OF | SF | ZF | PF, "the OF, SF, ZF, and PF flags are undefined"),
     ("aam aad", OF | AF | CF, "the OF, AF, and CF flags are undefined"),
 )  # fmt: skip
+# Of these the handlers follow nobody.
+OPEN = ("daa", "das", "aaa", "aas", "aam", "aad")
 FLAGS = {name: mask for names, mask, _ in _TABLE for name in names.split()}
 REASONS = {name: reason for names, _, reason in _TABLE for name in names.split()}
 
@@ -41,4 +44,4 @@ def is_followed() -> bool:
 
 def flags(mnemonic: str) -> int:
     """The flags of an instruction that may differ here."""
-    return 0 if is_followed() else FLAGS.get(mnemonic, 0)
+    return 0 if is_followed() and mnemonic not in OPEN else FLAGS.get(mnemonic, 0)

@@ -131,8 +131,8 @@ DIFFERENCES = (
     ),
     Difference(
         "MASKMOVQ, MASKMOVDQU of bytes that partly cannot be written",
-        'SDM vol. 2, MASKMOVDQU: "behavior with a mask of all 0s" and the order of the bytes are implementation specific:'
-        " here those of the mask, one after another, on AMD all bytes are checked",
+        'SDM vol. 2, MASKMOVDQU: "behavior with a mask of all 0s" and the order of the bytes are implementation'
+        " specific: here those of the mask, one after another, on AMD all bytes are checked",
         _masked_store,
     ),
     Difference(

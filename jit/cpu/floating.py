@@ -4,7 +4,7 @@ The instruction runs with every exception masked. Its flags then tell which it d
 of them raised, before anything is committed (SDM vol. 1, 11.5). Two things differ when an exception is unmasked: one
 that is found before the operation keeps the flags of those found after it from being set, in all elements; and
 underflow means that a result is tiny, whether exact or not, and is not flushed to zero (vol. 1, 4.9.1.5, 10.2.3.3).
-Not as on silicon: PE beside an unmasked OE or UE tells of the masked result, not of one with a wider exponent.
+What PE is beside an unmasked overflow or underflow, wider.py finds out.
 
 A primitive made here is op(out, a, b, control) over addresses, control being {u32 MXCSR, u32 the host's meanwhile}.
 """

@@ -8,24 +8,40 @@ from ..build import Group
 from ..raw import load64, memcpy, store64
 from .floating import begin, finish, floating
 from .operand import done, dst, src
+from .wider import NARROW, inexact, matters, settle
 
 group = Group("sse_convert", __name__)
 
-# dst = f(src), or its low element: name -> elements of the result that may be tiny
-VECTOR = {
-    "cvtps2pd": 0, "cvtpd2ps": 2, "cvtss2sd": 0, "cvtsd2ss": 1, "cvtdq2ps": 0, "cvtdq2pd": 0,
-    "cvtps2dq": 0, "cvtpd2dq": 0, "cvttps2dq": 0, "cvttpd2dq": 0,
-}  # fmt: skip
+# dst = f(src), or its low element; those to a narrower format may overflow or underflow: name -> elements
+VECTOR = ("cvtps2pd", "cvtss2sd", "cvtdq2ps", "cvtdq2pd", "cvtps2dq", "cvtpd2dq", "cvttps2dq", "cvttpd2dq")
+NARROWING = {"cvtpd2ps": 2, "cvtsd2ss": 1}
 FROM_GENERAL = ("cvtsi2ss", "cvtsi2sd")
 TO_GENERAL = ("cvtss2si", "cvtsd2si", "cvttss2si", "cvttsd2si")
 SIZES = {"d": ("l", "eax"), "q": ("q", "rax")}
 
 
-def _vector(operation, count):
+def _vector(operation):
     def handler(s, r):
         d = dst(r)
         operation(s + S.T2, d, src(r), begin(s))
+        if finish(s, r, s + S.T2, 32, 0) == 0:
+            return 0
+        memcpy(d, s + S.T2, 16)
+        return done(r)
+
+    return handler
+
+
+def _narrowing(operation, precision, count):
+    def handler(s, r):
+        d, before = dst(r), load64(s + S.MXCSR)
+        operation(s + S.T2, d, src(r), begin(s))
         if finish(s, r, s + S.T2, 32, count) == 0:
+            if matters(s, before):
+                found = 0
+                for i in range(count):
+                    found |= precision(s, s + S.T2 + 32, src(r) + 8 * i)
+                settle(s, before, found)
             return 0
         memcpy(d, s + S.T2, 16)
         return done(r)
@@ -44,12 +60,15 @@ def _to_general(operation):
     return handler
 
 
-for _name, _count in VECTOR.items():
-    group.add(_vector(floating(f"host_{_name}", f"{_name} %xmm1, %xmm0"), _count), _name)
+for _name in VECTOR:
+    group.add(_vector(floating(f"host_{_name}", f"{_name} %xmm1, %xmm0")), _name)
+_precision = inexact(floating("host_narrow", "cvtsd2ss %xmm1, %xmm0"), NARROW, 32)
+for _name, _count in NARROWING.items():
+    group.add(_narrowing(floating(f"host_{_name}", f"{_name} %xmm1, %xmm0"), _precision, _count), _name)
 for _size, (_suffix, _register) in SIZES.items():
     for _name in FROM_GENERAL:
         _operation = floating(f"host_{_name}{_size}", f"{_name}{_suffix} ($2), %xmm0")
-        group.add(_vector(_operation, 0), f"{_name}{_size}")
+        group.add(_vector(_operation), f"{_name}{_size}")
     for _name in TO_GENERAL:
         _operation = floating(f"host_{_name}{_size}", f"{_name} %xmm1, %{_register}", result=("movq %rax, ($0)",))
         group.add(_to_general(_operation), f"{_name}{_size}")

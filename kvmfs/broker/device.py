@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +19,7 @@ import trio
 from kvmfs.abi.ioctls import KVM_CREATE_VM
 from kvmfs.broker.clients import Client, Clients, Held
 from kvmfs.broker.files import passthrough_works
+from kvmfs.broker.inspector import Inspector
 from kvmfs.broker.vm import VmProcess
 from kvmfs.broker.zygote import Zygote
 from kvmfs.client import fds, memory
@@ -38,6 +41,7 @@ async def serve(
     ready: Callable[[], None] = lambda: None,
     system: Any = None,
     core: str = DEFAULT_CORE,
+    tracer: socket.socket | None = None,
 ) -> None:
     """Serve /dev/kvm until its connection ends and the last VM is gone, or until cancelled.
 
@@ -47,6 +51,7 @@ async def serve(
     :param log: takes lines for people.
     :param passthrough: use FUSE passthrough for run pages, if the kernel lets us.
     :param ready: called when clients are served.
+    :param tracer: somebody who is told of all that happens from the start (kvmfs.broker.inspector).
     :param system: what answers system ioctls; :param core: the module that makes VMs in workers (for tests).
     """
     passthrough = passthrough and passthrough_works()
@@ -54,7 +59,10 @@ async def serve(
         from kvmfs.kvm.system import System
 
         system = System(shared_pages=passthrough)
-    await Broker(connection, system, Zygote(core, log), log, passthrough).run(ready)
+    broker = Broker(connection, system, Zygote(core, log), log, passthrough)
+    if tracer:
+        broker.inspector.trace_all(tracer)
+    await broker.run(ready)
 
 
 class SystemCaller:
@@ -111,10 +119,12 @@ class Broker:
         self._passthrough = passthrough
         self._clients = Clients()
         self._creations: dict[int, Creation] = {}  # by the request's unique
+        self.inspector = Inspector(log)
 
     async def run(self, ready: Callable[[], None]) -> None:
         async with trio.open_nursery() as background:
             background.start_soon(self._zygote.run)
+            background.start_soon(self.inspector.run)
             async with trio.open_nursery() as vms:
                 ready()
                 receiver = Receiver(self._connection)
@@ -168,7 +178,10 @@ class Broker:
         try:
             if message.flags & (IoctlFlag.COMPAT | IoctlFlag.BIT32):
                 raise OSError(errno.ENOTTY, "32-bit clients are not served")
-            result = self._system.ioctl(SystemCaller(message), message.cmd, message.arg)
+            caller = SystemCaller(message)
+            result = self.inspector.traced(
+                self._system, caller, message, lambda seen: self._system.ioctl(seen, message.cmd, message.arg)
+            )
         except OSError as error:
             result = -(error.errno or errno.EIO)
         except Exception as error:
@@ -207,6 +220,7 @@ class Broker:
         finally:
             if vm:
                 vm.client.vms.discard(vm)
+                self.inspector.gone(vm)
                 vm.close()
             if client:
                 self._clients.put(client)
@@ -224,8 +238,9 @@ class Broker:
     async def _hand_over(self, vm: VmProcess, client: Client, message: request.Ioctl) -> None:
         """Give the client its descriptor, or undo the VM."""
         failure = reply.ioctl(message.unique, -errno.EIO)
-        held = None
+        held, started = None, time.monotonic_ns()
         try:
+            await self.inspector.created(vm)
             fd = await vm.first_file()
             try:
                 held = await Held.take(client, message.tid, lambda: self._connection.reply(failure), self._log)
@@ -237,6 +252,7 @@ class Broker:
             if isinstance(error, OSError):
                 self._log_failure(message, error)
             vm.kill()
+            self.inspector.named(vm, message, started, -number)
             if held:
                 await held.finish(-number)
             elif not getattr(error, "answered", False):
@@ -244,6 +260,8 @@ class Broker:
             if not isinstance(error, OSError):
                 raise
         else:
+            vm.fd = result
+            self.inspector.named(vm, message, started, result)
             await held.finish(result)
 
     def _log_failure(self, message: request.Ioctl, error: OSError) -> None:

@@ -56,6 +56,14 @@ def map_shared(tid: int, address: int, length: int) -> tuple[Message, list[int]]
     return {"pieces": pieces}, found
 
 
+def inspection(fd: int) -> int:
+    """A VM's inspection file, opened for reading only. ValueError: it is none, or could change under a reader."""
+    sealed = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+    if not is_memfd(fd) or fcntl.fcntl(fd, fcntl.F_GET_SEALS) & sealed != sealed:
+        raise ValueError("not a sealed memfd")
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+
 def is_memfd(fd: int) -> bool:
     """Whether a file lies where only files without names do: the kernel's own shmem file system."""
     own = os.memfd_create("", os.MFD_CLOEXEC)

@@ -35,6 +35,12 @@ class Link:
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(self._socket)
 
+    def send_nowait(self, message: Message, fds: list[int] | tuple[int, ...] = ()) -> None:
+        """ChannelClosed; BlockingIOError."""
+        if self._socket.fileno() < 0:
+            raise channel.ChannelClosed
+        channel.send(self._socket, message, fds)
+
     def close(self) -> None:
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)

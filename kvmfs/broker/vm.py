@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import signal
+import struct
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
@@ -25,6 +28,7 @@ from kvmfs.broker.clients import Client, Held
 from kvmfs.broker.link import Link
 from kvmfs.broker.zygote import Zygote
 from kvmfs.client import fds as client_fds
+from kvmfs.kvm.inspection import Header
 from kvmfs.wire import mount, reply
 from kvmfs.wire.connection import Connection, Kind
 from kvmfs.worker import channel
@@ -36,7 +40,33 @@ Answer = tuple[Message, list[int]]
 _NAME_MAX: Final = 64
 _MAX_REQUESTS: Final = 4096  # of one worker under way: more threads wait in ioctls that need us than a client has
 _HOLD_PATIENCE: Final = 1.0  # seconds
+_QUESTION_PATIENCE: Final = 5.0
 _CRASH_TEXT: Final = 8192  # bytes of a dead worker's stderr that are worth logging
+
+
+class Asked:
+    """A question to a worker that waits for its answer."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+        self._answer: Answer | None = None
+
+    def answer(self, message: Message, fds: list[int]) -> None:
+        if self._answer is None:
+            self._answer = message, fds
+            self._event.set()
+        else:
+            channel.close_all(fds)
+
+    async def wait(self) -> Answer:
+        await self._event.wait()
+        assert self._answer
+        answer, self._answer = self._answer, ({}, [])
+        return answer
+
+    def close(self) -> None:
+        if self._answer:
+            channel.close_all(self._answer[1])
 
 
 class VmProcess:
@@ -47,6 +77,14 @@ class VmProcess:
         self.client = client
         self._log = log
         self._held: dict[int, Held] = {}
+        self._asked: dict[int, Asked] = {}
+        self._questions = itertools.count(1)
+        self.fd = -1
+        """The number of the VM's first descriptor in the client, once it has it."""
+        self.kind = self.uid = self.gid = 0
+        self.created = time.time()
+        self.inspection = -1
+        """Its inspection file (kvmfs.kvm.inspection), open for reading; -1: it has none."""
         self._backing = 0
         self._goodbye = False
         self._orphaned = False
@@ -69,6 +107,7 @@ class VmProcess:
 
     async def start(self, zygote: Zygote, *, kind: int, passthrough: bool, uid: int, gid: int) -> None:
         """Have the worker made. `kind`: the argument of KVM_CREATE_VM; `uid`, `gid`: its caller's. OSError."""
+        self.kind, self.uid, self.gid = kind, uid, gid
         self.pid, self._pidfd = await zygote.fork(
             [self._connection.fileno(), self._theirs.fileno(), self._stderr, self._client_pidfd],
             kind=kind,
@@ -81,9 +120,7 @@ class VmProcess:
 
     async def first_file(self) -> int:
         """The VM's own file, opened: a descriptor. OSError: there is no VM, or no worker any more."""
-        await self._started.wait()
-        if self._failure:
-            raise self._failure
+        await self.serving()
         fd, device = await trio.to_thread.run_sync(self._open_first, abandon_on_cancel=True, limiter=self._threads)
         try:
             await self._link.send({"op": "device", "device": device})
@@ -91,6 +128,19 @@ class VmProcess:
             os.close(fd)
             raise OSError(errno.EIO, "the VM's process has ended") from None
         return fd
+
+    async def serving(self) -> None:
+        """Returns when the worker does. OSError: it will not."""
+        await self._started.wait()
+        if self._failure:
+            raise self._failure
+
+    def clock(self) -> tuple[int, int, int]:
+        """Of the worker's times: kHz of its counter, what that showed when, in ns. OSError(ENODATA)."""
+        if self.inspection < 0:
+            raise OSError(errno.ENODATA, "it shows nothing")
+        khz, tsc, clock = struct.unpack("<3Q", os.pread(self.inspection, 24, Header.TSC_KHZ))
+        return khz, tsc, clock
 
     def _open_first(self) -> tuple[int, int]:
         fd = self.open("vm")
@@ -140,6 +190,28 @@ class VmProcess:
         with suppress(channel.ChannelClosed):
             await self._link.send({"op": "release"})
 
+    # Questions --------------------------------------------------------------------------------------------------------
+
+    async def ask(self, op: str, fds: tuple[int, ...] = (), **arguments: object) -> Answer:
+        """Ask the worker: its answer, with descriptors, the caller's to close. OSError."""
+        number = next(self._questions)
+        asked = self._asked[number] = Asked()
+        try:
+            with trio.fail_after(_QUESTION_PATIENCE):
+                await self._link.send({"op": op, "id": number, **arguments}, fds)
+                message, received = await asked.wait()
+        except channel.ChannelClosed:
+            raise OSError(errno.ESRCH, "the VM's process has ended") from None
+        except trio.TooSlowError:
+            raise OSError(errno.ETIMEDOUT, "the VM's process does not answer") from None
+        finally:
+            del self._asked[number]
+            asked.close()
+        if number := int(message.get("errno", 0)):
+            channel.close_all(received)
+            raise OSError(number, os.strerror(number))
+        return message, received
+
     async def _serve(self, nursery: trio.Nursery) -> None:
         while True:
             try:
@@ -150,15 +222,21 @@ class VmProcess:
                 self._log(f"VM process {self.pid} of {self.client.tgid} sends nonsense: killed")
                 self.kill()
                 continue
+            if "op" not in message and message.get("id") in self._asked:
+                self._asked[message["id"]].answer(message, fds)
+                continue
             if "op" in message and message["op"] not in self._STATEMENTS and len(nursery.child_tasks) < _MAX_REQUESTS:
                 nursery.start_soon(self._request, message, fds)
                 continue
-            channel.close_all(fds)
             try:
+                if message.get("op") == "serving" and fds:
+                    self.inspection = files.inspection(fds[0])
                 self._STATEMENTS[message.get("op", "")](self, message)
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OSError) as error:
                 self._log(f"VM process {self.pid} of {self.client.tgid} sends {error!r}: killed")
                 self.kill()
+            finally:
+                channel.close_all(fds)
 
     def _say_held(self, message: Message) -> None:
         self._stopped.set()  # the answer to `hold`, the only one that there is
@@ -209,10 +287,12 @@ class VmProcess:
         self._link.close()
         self._theirs.close()
         self._connection.close()
-        for fd in (self._mount, self._stderr, self._pidfd, self._client_pidfd):
+        for asked in self._asked.values():
+            asked.answer({"errno": errno.ESRCH}, [])
+        for fd in (self._mount, self._stderr, self._pidfd, self._client_pidfd, self.inspection):
             if fd >= 0:
                 os.close(fd)
-        self._mount = self._stderr = self._pidfd = self._client_pidfd = -1
+        self._mount = self._stderr = self._pidfd = self._client_pidfd = self.inspection = -1
 
     # What the worker asks for --------------------------------------------------------------------------------------
 

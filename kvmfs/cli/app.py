@@ -10,7 +10,7 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 import kvmfs
-from kvmfs.cli.run import Options, Transport
+from kvmfs.cli.transport import Transport
 
 USAGE: Final = 2
 """Exit status of click for wrong usage."""
@@ -99,7 +99,7 @@ def run(
     """
     from kvmfs.cli import serving
     from kvmfs.cli.processes import StartError
-    from kvmfs.cli.run import SetupError
+    from kvmfs.cli.run import Options, SetupError
     from kvmfs.cli.run import run as run_command
 
     try:
@@ -199,3 +199,50 @@ def warm(
     from kvmfs.cli import warm as cache
 
     cache.warm(jobs)
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+VmArgument = Annotated[str, typer.Argument(metavar="VM", help="PID-FD as kvmfs ls has it; PID if that has one VM.")]
+
+
+@app.command()
+def ls(json: AsJson = False) -> None:
+    """List the VMs that you may see: your own; as root, all.
+
+    They are found in the network namespace that this runs in, whoever serves them.
+    """
+    from kvmfs.cli import look
+
+    look.ls(json)
+
+
+@app.command(epilog="Exit status: **1** there is no such VM, or it is not yours.")
+def show(vm: VmArgument, json: AsJson = False) -> None:
+    """Show a VM: vCPUs, registers, memslots, attributes, guest_memfd, memory faults.
+
+    The VM is not stopped: what belongs together may be a moment apart.
+    """
+    from kvmfs.cli import look
+
+    try:
+        look.show(vm, json)
+    except (OSError, ValueError) as error:
+        _fail(error, 1)
+
+
+@app.command()
+def top(
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON object a look, for scripts.")] = False,
+    interval: Annotated[float, typer.Option("--interval", "-d", min=0.05, help="Seconds between looks.")] = 1.0,
+    count: Annotated[
+        int | None,
+        typer.Option("--count", "-n", min=1, help="How often. Default: until interrupted.", show_default=False),
+    ] = None,
+) -> None:
+    """Watch the VMs: exits, faults, millions of instructions a second."""
+    from contextlib import suppress
+
+    from kvmfs.cli import look
+
+    with suppress(KeyboardInterrupt):
+        look.top(interval, count, json)

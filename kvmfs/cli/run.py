@@ -14,20 +14,14 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from kvmfs.cli import modparams, processes, supervise, view
 from kvmfs.cli.caps import Capability, effective
+from kvmfs.cli.transport import Transport
 from kvmfs.wire import mount
 from kvmfs.wire.connection import Connection
 from kvmfs.wire.device import Device, Permissions, cuse_device, fuse_device
-
-
-class Transport(StrEnum):
-    AUTO = "auto"
-    CUSE = "cuse"
-    FUSE = "fuse"
 
 
 class SetupError(Exception):

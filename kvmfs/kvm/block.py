@@ -9,12 +9,16 @@ _MASK = 0xFFFF_FFFF_FFFF_FFFF
 
 
 class Block:
-    """Zeroed, page-aligned memory that lives as long as this object; compiled code gets its `address`."""
+    """Zeroed, page-aligned memory that lives as long as this object; compiled code gets its `address`.
 
-    def __init__(self, size: int) -> None:
-        self._map = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._pin = ctypes.c_char.from_buffer(self._map)
-        self._bytes = memoryview(self._map)
+    With `memory` it is `size` bytes of that mapping, from `at` on.
+    """
+
+    def __init__(self, size: int, memory: mmap.mmap | None = None, at: int = 0) -> None:
+        self._map = memory or mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._owned = memory is None
+        self._pin = ctypes.c_char.from_buffer(self._map, at)
+        self._bytes = memoryview(self._map)[at : at + size]
         self._words = self._bytes.cast("Q")
         self.address = ctypes.addressof(self._pin)
         self.size = size
@@ -37,4 +41,5 @@ class Block:
         self._words.release()
         self._bytes.release()
         del self._pin
-        self._map.close()
+        if self._owned:
+            self._map.close()

@@ -58,6 +58,8 @@ class Compiled:
             ("reset_ring", 3),
             ("add_zone", 4),
             ("remove_zones", 4),
+            ("ring_reserve", 2),
+            ("ring_commit", 2),
         ):
             setattr(self, name, build.function(name, arity))
         self.rdtsc = build.function("host_tsc", 0)
@@ -78,6 +80,8 @@ class Compiled:
     reset_ring: Callable[[int, int, int], int]
     add_zone: Callable[[int, int, int, int], int]
     remove_zones: Callable[[int, int, int, int], int]
+    ring_reserve: Callable[[int, int], int]
+    ring_commit: Callable[[int, int], int]
 
     def address(self, name: str) -> int:
         return int(ctypes.c_int64.from_address(self._table + 8 * self._slots[name]).value)

@@ -67,6 +67,7 @@ from kvmfs.kvm.exits import (
     report_mmio_write,
     service,
 )
+from kvmfs.kvm.observe import commit, note_end, note_start, reserve
 from kvmfs.kvm.words import Cpu, Vm
 
 group = Group("enter", __name__)
@@ -180,6 +181,7 @@ def finish(s):
             return service(s, W.NEEDS_SYNC_OUT)
         store64(s + PHASE, W.PHASE_STORED)
     save(s)
+    note_end(s)
     store64(s + PHASE, W.PHASE_START)
     return load64(s + RESULT)
 
@@ -366,8 +368,10 @@ def go(s):
 @group.add
 def enter(s):
     """KVM_RUN: the result, -errno, or SERVICE."""
-    if load64(s + PHASE) == W.PHASE_START and begin(s) == LEAVE:
-        return served_or_finished(s)
+    if load64(s + PHASE) == W.PHASE_START:
+        note_start(s)
+        if begin(s) == LEAVE:
+            return served_or_finished(s)
     if load64(s + PHASE) == W.PHASE_SYNCED and prepare(s) == LEAVE:
         return served_or_finished(s)
     if load64(s + PHASE) == W.PHASE_RUNNING:
@@ -405,6 +409,16 @@ def flush_translations(vm):
                 pause()
             syscall(SYS_SCHED_YIELD, 0, 0, 0, 0, 0, 0)
     return 0
+
+
+@group.add
+def ring_reserve(ring, slots):
+    return reserve(ring, slots)
+
+
+@group.add
+def ring_commit(ring, slot):
+    return commit(ring, slot)
 
 
 @group.add

@@ -59,6 +59,11 @@ class GuestMemfd:
             os.close(self._memfd)
             raise
 
+    @property
+    def allocated(self) -> int:
+        """Bytes of it that have pages."""
+        return os.fstat(self._memfd).st_blocks * 512
+
     # Memslots, under the VM's slots lock
 
     def bind(self, slot: MemorySlot, offset: int) -> Mapping:
@@ -99,6 +104,7 @@ class GuestMemfd:
         with self.vm.slots_lock:
             bindings, self._bindings = self._bindings, []
             self.vm.memory.lose_gmem([binding.slot for binding in bindings])
+        self.vm.gmems.remove(self)
         os.close(self._memfd)
 
 
@@ -112,6 +118,7 @@ def create_guest_memfd(vm: Vm, caller: Caller, arg: CreateGuestMemfd) -> int:
         vm.gmem_count += 1
         number = vm.gmem_count - 1
     gmem = GuestMemfd(vm, number, arg.size)
+    vm.gmems.append(gmem)
     try:
         return caller.install(gmem)
     except BaseException:

@@ -69,5 +69,11 @@ class Native(Protocol):
     def remove_zones(self, zones: int, address: int, size: int, pio: int) -> int:
         """Unregister the zones of coalesced MMIO that hold a range."""
 
+    def ring_reserve(self, ring: int, slots: int) -> int:
+        """Take slots of a ring (kvmfs.kvm.ring): the first one's number."""
+
+    def ring_commit(self, ring: int, slot: int) -> int:
+        """Let the reader see the record that begins in a slot."""
+
     def rdtsc(self) -> int:
         """The host's time stamp counter."""

@@ -70,6 +70,10 @@ class Publisher:
     def attributes_at(self, gfn: int) -> int:
         return int(self._tables.attributes_at(self.attributes, gfn))
 
+    def attribute_ranges(self) -> list[tuple[int, int, int]]:
+        """{first gfn, end gfn, attributes} where those are not 0, ascending."""
+        return list(self._tables.attribute_ranges(self.attributes))
+
     def have_attributes(self, first: int, end: int, value: int) -> bool:
         """Whether all of the range has these attributes already (kvm_range_has_memory_attributes)."""
         return bool(self._tables.have_attributes(self.attributes, first, end, value))

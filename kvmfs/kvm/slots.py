@@ -133,6 +133,11 @@ class Memory:
     def __iter__(self) -> Iterator[MemorySlot]:
         return iter(self._by_id.values())
 
+    @property
+    def all(self) -> list[MemorySlot]:
+        """By guest address; a copy."""
+        return list(self._by_gfn)
+
     def get(self, slot_id: int) -> MemorySlot | None:
         return self._by_id.get(slot_id)
 

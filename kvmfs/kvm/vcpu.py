@@ -95,7 +95,7 @@ class Vcpu:
         self.run = Run.from_buffer(self._page)
 
         native = vm.native
-        self.state = CpuState(native.derive)
+        self.state = CpuState(native.derive, *vm.inspection.vcpu(index))
         self.context = self.state.address
         self.enter = native.address("enter")
         self.request, self.stop = self.context + S.REQUEST, S.REQ_STOP

@@ -15,7 +15,7 @@ from kvmfs.abi.vm import KVM_X86_SW_PROTECTED_VM, CreateDevice
 from kvmfs.irqchip import ioctls as irqchip_ioctls
 from kvmfs.irqchip.ioctls import Chips
 from kvmfs.jit.mmu import layout as mmu
-from kvmfs.kvm import attributes, caps, clock, dirty, guest_memfd, msr_filter, slots, stats
+from kvmfs.kvm import attributes, caps, clock, dirty, guest_memfd, msr_filter, report, slots, stats
 from kvmfs.kvm.block import Block
 from kvmfs.kvm.caller import Caller
 from kvmfs.kvm.client_maps import ClientMaps
@@ -24,11 +24,13 @@ from kvmfs.kvm.coalesced import Coalesced
 from kvmfs.kvm.dirty import DirtyTracking
 from kvmfs.kvm.dispatch import Table, fail
 from kvmfs.kvm.eventlog import EventLog
+from kvmfs.kvm.inspection import Inspection, Seen
 from kvmfs.kvm.msr_filter import MsrFilter
 from kvmfs.kvm.native import Native
 from kvmfs.kvm.publish import Publisher
 from kvmfs.kvm.slots import Memory
 from kvmfs.kvm.stat_table import VM_STATS, size_of
+from kvmfs.kvm.tracer import Tracer, VmTrace
 from kvmfs.kvm.tsc import TscGeneration, max_khz
 from kvmfs.kvm.vcpu import Vcpu
 from kvmfs.kvm.words import IRQCHIP_KERNEL
@@ -59,7 +61,8 @@ class Vm:
         self.slots_lock = threading.Lock()
         """kvm->slots_lock: memslots and attributes."""
 
-        self.block = Block(max(mmu.VM_SIZE, PAGE_SIZE))
+        self.inspection = Inspection(kind, native.host_khz, native.rdtsc())
+        self.block = self.inspection.vm
         self._vcpu_table = Block(8 * KVM_MAX_VCPUS)
         self.block[Words.VCPUS] = self._vcpu_table.address
         self.block[mmu.PRIVATE_MEMORY] = mmu.PRIVATE_BY_ATTRIBUTE if self.has_private_mem else mmu.PRIVATE_NEVER
@@ -78,6 +81,7 @@ class Vm:
         self.max_vcpu_ids = 0
         self.bsp_id = 0
         self.gmem_count = 0
+        self.gmems: list[guest_memfd.GuestMemfd] = []
         self.chips: Chips | None = None
         self.guest_can_read_platform_info = True
         self.hypercall_exits = 0
@@ -90,6 +94,7 @@ class Vm:
         self.tsc_generation = TscGeneration()
         self.tsc_khz = native.host_khz
         self.clock = Clock(self)
+        self.traced = VmTrace(native)
 
     def has_quirk(self, quirk: int) -> bool:
         """kvm_check_has_quirk."""
@@ -103,11 +108,28 @@ class Vm:
         """Let compiled code see the vCPU: from now on it is asked to drop translations."""
         if not self.vcpus:
             self.coalesced.show_in(vcpu)
+        vcpu.state[Seen.TRACE] = self.traced.address
         self._vcpu_table[8 * vcpu.index] = vcpu.context
         self.vcpus[vcpu.id] = vcpu
         self.block[Words.VCPU_COUNT] = len(self.vcpus)
         vcpu.tsc.changed = self.clock.renew
         self.clock.renew()
+
+    # Those who look on -----
+
+    def inspect(self, what: str) -> object:
+        """What the VM says of itself (kvmfs.kvm.report). OSError(ENOENT)."""
+        return report.report(self, what)
+
+    def trace(self, ring: int | None) -> Tracer | None:
+        """Have vCPUs write to this ring from their next exit on; None: to none any more."""
+        with self.lock:
+            tracer = None if ring is None else self.traced.begin(ring)
+            if tracer is None:
+                self.traced.end()
+            for vcpu in self.vcpus.values():
+                vcpu.state[Seen.STARTED], vcpu.state[Seen.TRACE] = 0, self.traced.address
+            return tracer
 
     # The node -----
 

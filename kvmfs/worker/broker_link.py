@@ -49,20 +49,28 @@ class BrokerLink:
             raise _gone(op)
         return got
 
-    def tell(self, op: str, **arguments: Any) -> None:
+    def tell(self, op: str, fds: tuple[int, ...] = (), **arguments: Any) -> None:
         """Say something that needs no answer; nobody to hear it is no error."""
         with contextlib.suppress(channel.ChannelClosed):
-            channel.send(self._socket, {"op": op, **arguments})
+            channel.send(self._socket, {"op": op, **arguments}, fds)
 
-    def listen(self, command: Callable[[Message], Message | None]) -> None:
-        """Hand answers to who waits for them and the broker's requests to `command`, until the broker is gone."""
+    def listen(self, command: Callable[[Message, list[int]], tuple[Message, list[int]] | None]) -> None:
+        """Hand answers to who waits for them and the broker's requests to `command`, until the broker is gone.
+
+        `command` gets a message and its descriptors, closed afterwards, and may give an answer, whose descriptors are
+        closed as well.
+        """
         with contextlib.suppress(channel.ChannelClosed):
             while True:
                 message, fds = channel.receive(self._socket)
                 if "op" in message:
-                    answer = command(message)
+                    try:
+                        answer = command(message, fds)
+                    finally:
+                        channel.close_all(fds)
                     if answer is not None:
-                        channel.send(self._socket, {"id": message["id"], **answer})
+                        channel.send(self._socket, {"id": message["id"], **answer[0]}, answer[1])
+                        channel.close_all(answer[1])
                     continue
                 with self._lock:
                     waiting = self._waiting.get(message["id"])

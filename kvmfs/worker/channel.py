@@ -12,6 +12,7 @@ Worker to broker:
     getfd            fd, tid                         -> description, eventfd, fds [duplicate]
     finish           tid, result                     no answer
     serving          passthrough, resend             no answer: the VM's file may be opened
+                     fds [inspection file]
     failed           errno, what                     no answer: there will be no VM; the worker ends
     log              text                            no answer
     bye              all handles are released: the worker ends           no answer
@@ -22,6 +23,8 @@ Broker to worker:
     device           device: st_dev of the VM's files, known once the first is open     no answer
     hold             -> once no reply is under way   replies stop
     release          replies go on                                       no answer
+    inspect          what                            -> fds [memfd of JSON]
+    trace            fds [ring], or none: stop       -> when the next ioctl is in it, or is not
 """
 
 from __future__ import annotations

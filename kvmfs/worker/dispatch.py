@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from kvmfs.abi.ioctls import KVM_RUN
 from kvmfs.kvm.block import Block
 from kvmfs.kvm.caller import Node
+from kvmfs.kvm.tracer import Tracer
 from kvmfs.wire import reply, request
 from kvmfs.wire.connection import Connection
 from kvmfs.wire.fuse_h import ROOT_ID, IoctlFlag, OpenFlag
@@ -79,6 +80,8 @@ class Server:
         self._installing = threading.Lock()
         self._parked: dict[int, Parked] = {}
         self._nodes.add(vm).installed = True
+        self.trace: Tracer | None = None
+        """Writes what clients ask for into a ring."""
 
     def start(self) -> None:
         self._pool.ensure_reading()
@@ -194,7 +197,7 @@ class Server:
     def _vcpu_ioctl(self, reader: ReaderThread, vcpu: Vcpu, message: request.Ioctl) -> int:
         """An ioctl on a vCPU whose mutex is ours. HANDOVER when it is still, for the next in the queue."""
         caller = self._caller(message)
-        result = self._result(lambda: vcpu.node.ioctl(caller, message.cmd, message.arg))
+        result = self._result(lambda: self._do(vcpu.node, caller, message))
         awaited = self._native.give(vcpu.seat.address)
         self._answer(caller, message, result)
         reader.block[Reader.UNIQUE] = 0
@@ -213,6 +216,12 @@ class Server:
         except Exception:
             self._complain()
             return -errno.EIO
+
+    def _do(self, node: Any, caller: FuseCaller, message: request.Ioctl) -> Any:
+        if self.trace:
+            work = lambda seen: node.ioctl(seen, message.cmd, message.arg)  # noqa: E731
+            return self.trace.ioctl(node, caller, message.cmd, message.arg, work)
+        return node.ioctl(caller, message.cmd, message.arg)
 
     def _answer(self, caller: FuseCaller, message: request.Ioctl, result: int) -> None:
         if caller.held:
@@ -235,7 +244,7 @@ class Server:
             self._follow(reader, self._vcpu_ioctl(reader, vcpu, message))
             return
         caller = self._caller(message)
-        self._answer(caller, message, self._result(lambda: entry.node.ioctl(caller, message.cmd, message.arg)))
+        self._answer(caller, message, self._result(lambda: self._do(entry.node, caller, message)))
 
     # Installing ----------------------------------------------------------------------------------------------------
 
@@ -322,7 +331,11 @@ class Server:
                 if not hasattr(file, "fallocate"):
                     raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
                 caller = FuseCaller(self, message.tid, message.unique)
-                file.fallocate(caller, message.mode, message.offset, message.length)
+                where = (message.mode, message.offset, message.length)
+                if self.trace:
+                    self.trace.fallocate(file, caller, *where, lambda: file.fallocate(caller, *where))
+                else:
+                    file.fallocate(caller, *where)
                 self._reply(reply.ok(message.unique))
             case request.Statfs():
                 self._reply(reply.statfs(message.unique))

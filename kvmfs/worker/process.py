@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
+import json
 import os
 import select
 import signal
 import socket
 import threading
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from kvmfs.kvm.caller import Node
+from kvmfs.kvm.inspection import Inspection
+from kvmfs.kvm.tracer import Tracer
 from kvmfs.syscalls import Sys, syscall
 from kvmfs.wire.connection import Connection
 from kvmfs.worker import channel
@@ -29,6 +33,19 @@ class Core(Protocol):
 
     def create_vm(self, *, kind: int, client: int, passthrough: bool) -> Node:
         """The VM's node. From when this has returned there is no file system any more. OSError."""
+
+
+@runtime_checkable
+class Inspected(Protocol):
+    """A VM that can be looked into."""
+
+    inspection: Inspection
+
+    def inspect(self, what: str) -> object:
+        """What can be said of the VM under this name, for JSON. OSError(ENOENT): nothing."""
+
+    def trace(self, ring: int | None) -> Tracer | None:
+        """Have vCPUs write to the ring behind this descriptor, or to none: what else is to be written with."""
 
 
 _native: Native | None = None
@@ -67,22 +84,42 @@ def run(
     server = Server(connection, broker, _native, client=client, vm=vm)
     server.start()
     threading.Thread(target=_end_with, args=(client_pidfd,), name="client", daemon=True).start()
-    broker.tell("serving", passthrough=negotiated.passthrough, resend=negotiated.resend)
+    shown: Inspected | None = vm if isinstance(vm, Inspected) else None
+    visible = (shown.inspection.fd,) if shown else ()
+    broker.tell("serving", visible, passthrough=negotiated.passthrough, resend=negotiated.resend)
 
-    def command(message: channel.Message) -> channel.Message | None:
-        if message["op"] == "hold":
-            server.hold()
-            return {}
-        if message["op"] == "release":
-            server.release()
-        elif message["op"] == "device":
-            server.device.put(message["device"])
+    def command(message: channel.Message, fds: list[int]) -> tuple[channel.Message, list[int]] | None:
+        match message["op"]:
+            case "hold":
+                server.hold()
+                return {}, []
+            case "release":
+                server.release()
+            case "device":
+                server.device.put(message["device"])
+            case "inspect" if shown:
+                return _inspect(shown, message["what"])
+            case "trace" if shown:
+                server.trace = shown.trace(fds[0] if fds else None)
+                return {}, []
+            case _ if "id" in message:
+                return {"errno": errno.ENOSYS}, []
         return None
 
     broker.listen(command)
     server.release()  # the broker may have died with our replies on hold
     threading.Event().wait()  # the VM goes on without it
     return 0
+
+
+def _inspect(vm: Inspected, what: str) -> tuple[channel.Message, list[int]]:
+    try:
+        report = json.dumps(vm.inspect(what)).encode()
+    except OSError as error:
+        return {"errno": error.errno}, []
+    fd = os.memfd_create("kvmfs-report", os.MFD_CLOEXEC)
+    os.write(fd, report)
+    return {}, [fd]
 
 
 def _end_with(client_pidfd: int) -> None:

@@ -178,6 +178,12 @@ class FakeNative:
     def remove_zones(self, zones: int, address: int, size: int, pio: int) -> int:
         return 0
 
+    def ring_reserve(self, ring: int, slots: int) -> int:
+        return 0
+
+    def ring_commit(self, ring: int, slot: int) -> int:
+        return 0
+
     def rdtsc(self) -> int:
         self.ticks += 1000
         return self.ticks

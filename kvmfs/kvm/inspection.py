@@ -1,0 +1,114 @@
+"""What others may see of a VM without asking it: its own memory, in a memfd that can be mapped read-only.
+
+The VM block, the vCPU blocks and a page of counters beside each lie in one sparse file. Looking at them costs the VM
+nothing, and cannot hold it up; there is no lock, so words that belong together may be a moment apart. Once the worker
+has its mapping, the file is sealed: nobody else can ever write to it, nor change its size under a reader.
+
+Byte offsets in the file:
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import time
+import zlib
+from typing import Final
+
+import kvmfs
+from kvmfs.abi.limits import KVM_MAX_VCPUS
+from kvmfs.jit import state
+from kvmfs.jit.layout import Layout
+from kvmfs.jit.mmu import layout as mmu
+from kvmfs.kvm.block import Block
+
+PAGE: Final = 4096
+MAGIC: Final = 0x3176_7366_6D76_6B00  # "\0kvmfsv1"
+SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | 0x10  # F_SEAL_FUTURE_WRITE
+
+VM_BLOCK: Final = 0
+"""The VM block (kvmfs.jit.mmu.layout, kvmfs.kvm.words.Vm)."""
+
+
+class Header:
+    """Of the file; its words never change after the VM was made, but for FAULT_COUNT."""
+
+    _l = Layout()
+    _at = PAGE
+    MAGIC = _at + _l.u64()
+    LAYOUT = _at + _l.u64()  # of the program that wrote it, LAYOUT below: another program's offsets may be others
+    KIND = _at + _l.u64()  # KVM_CREATE_VM's argument
+    TSC_KHZ = _at + _l.u64()  # of the host's counter, in which times are
+    TSC = _at + _l.u64()  # when it showed this,
+    CLOCK = _at + _l.u64()  # the real time was this, in ns
+    FAULT_COUNT = _at + _l.u64()  # memory faults that were ever reported; the last of them are in FAULTS
+
+
+class Fault:
+    """A record in FAULTS. COUNT is written last."""
+
+    _l = Layout()
+    COUNT = _l.u64()  # faults up to and with this one
+    TSC = _l.u64()
+    VCPU = _l.u64()  # id
+    GPA = _l.u64()
+    BYTES = _l.u64()
+    FLAGS = _l.u64()  # KVM_MEMORY_EXIT_FLAG_*
+    RIP = _l.u64()
+    SIZE = _l.size
+
+
+FAULTS: Final = 2 * PAGE
+FAULT_ROOM: Final = 1024
+"""Records that are kept, the oldest overwritten first."""
+
+VCPUS: Final = 32 * PAGE
+
+
+class Seen:
+    """Words beside a vCPU block, at these offsets from its start."""
+
+    _l = Layout()
+    _at = state.SIZE
+    EXITED = _at + _l.u64(64)  # returns to the client by exit reason; NO_EXIT: KVM_RUN failed without one
+    TRACE = _at + _l.u64()  # address of our mapping of a ring (kvmfs.kvm.ring), 0: nobody traces
+    STARTED = _at + _l.u64()  # host TSC at the beginning of the KVM_RUN that is traced
+    assert _l.size <= PAGE
+
+
+NO_EXIT: Final = 63
+
+VCPU: Final = state.SIZE + PAGE
+SIZE: Final = VCPUS + KVM_MAX_VCPUS * VCPU
+assert FAULTS + FAULT_ROOM * Fault.SIZE <= VCPUS
+assert mmu.VM_SIZE <= PAGE
+
+_OFFSETS: Final = [(name, value) for name, value in sorted(vars(state).items()) if isinstance(value, int)]
+LAYOUT: Final = zlib.crc32(repr((kvmfs.__version__, mmu.VM_SIZE, VCPU, _OFFSETS)).encode())
+"""Differs when any offset does."""
+
+
+class Inspection:
+    """A VM's file, and the blocks in it."""
+
+    def __init__(self, kind: int, khz: int, tsc: int) -> None:
+        self.fd = os.memfd_create("kvmfs-inspection", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.fd, SIZE)
+        os.fchmod(self.fd, 0o400)
+        self._map = mmap.mmap(self.fd, SIZE)
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SEALS)
+        self.vm = Block(2 * PAGE, self._map, VM_BLOCK)
+        self._used = 0
+        header = self.vm
+        header[Header.MAGIC], header[Header.LAYOUT], header[Header.KIND] = MAGIC, LAYOUT, kind
+        header[Header.TSC_KHZ], header[Header.TSC], header[Header.CLOCK] = khz, tsc, time.time_ns()
+
+    def vcpu(self, index: int) -> tuple[mmap.mmap, int]:
+        """Where vCPU `index` lies, zeroed."""
+        at = VCPUS + index * VCPU
+        if index < self._used:  # of one that was not to be
+            ctypes.memset(self.vm.address + at, 0, VCPU)
+        self._used = max(self._used, index + 1)
+        return self._map, at

@@ -246,3 +246,40 @@ def top(
 
     with suppress(KeyboardInterrupt):
         look.top(interval, count, json)
+
+
+@app.command(
+    context_settings={"allow_interspersed_args": False},
+    epilog="Exit status: that of CMD; **125** there is no tree.",
+)
+def tree(
+    command: Annotated[list[str] | None, typer.Argument(metavar="CMD", help="With --debugfs.")] = None,
+    mount: Annotated[Path, typer.Option("--mount", metavar="DIR", help="Where; made if it is not there.")] = Path(
+        "/run/kvmfs"
+    ),
+    debugfs: Annotated[
+        bool, typer.Option("--debugfs", help="Run CMD, which sees the tree as /sys/kernel/debug/kvm (root).")
+    ] = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Show the VMs as files, like debugfs' folder kvm; until SIGTERM.
+
+    A VM's files are its owner's. Reading does not stop a VM, and costs it nothing.
+
+    `kvmfs tree --mount /run/kvmfs`
+
+    `kvmfs tree --debugfs -- kvm_stat -d`
+    """
+    from kvmfs.cli import tree as files
+    from kvmfs.cli.processes import StartError
+
+    if debugfs != bool(command):
+        raise typer.BadParameter("--debugfs wants a command, and only it does", param_hint="CMD")
+    try:
+        if command:
+            raise ExitStatus(files.run_with_debugfs(command))
+        files.serve(mount.absolute(), _log(max(verbose, 1)))
+    except files.TreeError as error:
+        _fail(error, 125)
+    except StartError as error:
+        _fail(error, error.status)

@@ -61,10 +61,10 @@ class Fault:
 
 
 FAULTS: Final = 2 * PAGE
-FAULT_ROOM: Final = 1024
+FAULT_ROOM: Final = 1 << 14
 """Records that are kept, the oldest overwritten first."""
 
-VCPUS: Final = 32 * PAGE
+VCPUS: Final = FAULTS + FAULT_ROOM * Fault.SIZE
 
 
 class Seen:
@@ -82,7 +82,7 @@ NO_EXIT: Final = 63
 
 VCPU: Final = state.SIZE + PAGE
 SIZE: Final = VCPUS + KVM_MAX_VCPUS * VCPU
-assert FAULTS + FAULT_ROOM * Fault.SIZE <= VCPUS
+assert VCPUS % PAGE == 0
 assert mmu.VM_SIZE <= PAGE
 
 _OFFSETS: Final = [(name, value) for name, value in sorted(vars(state).items()) if isinstance(value, int)]

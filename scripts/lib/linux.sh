@@ -6,10 +6,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 readonly source_package=linux-source-6.12
 
-# What the exported headers and the KVM selftests are made of: a tenth of the tree.
+# What the exported headers and the KVM selftests are made of, and kvm_stat: a tenth of the tree.
 readonly linux_parts=(Makefile Kbuild .gitignore COPYING arch/x86 include scripts usr/include tools/arch tools/build tools/include
     tools/lib tools/scripts tools/testing/selftests/Makefile tools/testing/selftests/lib.mk 'tools/testing/selftests/*.h'
-    tools/testing/selftests/kvm tools/testing/selftests/rseq Documentation/virt/kvm virt)
+    tools/kvm/kvm_stat tools/testing/selftests/kvm tools/testing/selftests/rseq Documentation/virt/kvm virt)
 
 apt_version() { apt-cache policy "$1" 2>/dev/null | sed -n 's/^ *Candidate: //p' | grep -v '(none)' || true; }
 
@@ -47,7 +47,7 @@ linux_entry() {
     version=$(apt_version "$source_package")
     [[ -n $version ]] || die "apt knows no $source_package; elsewhere, set KVMFS_LINUX and KVMFS_SELFTESTS and use pytest"
     linux=$cache/linux-$version
-    rm -rf "$linux"
+    # What is there of this version, selftests that have been built, stays.
     mkdir -p "$linux"
     step "Linux $version: source" unpack_linux "$linux"
     step "Linux $version: headers" linux_headers "$linux"

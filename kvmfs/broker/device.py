@@ -23,6 +23,8 @@ from kvmfs.broker.inspector import Inspector
 from kvmfs.broker.vm import VmProcess
 from kvmfs.broker.zygote import Zygote
 from kvmfs.client import fds, memory
+from kvmfs.kvm.caller import Caller
+from kvmfs.kvm.failures import Failures
 from kvmfs.wire import reply, request
 from kvmfs.wire.aio import Receiver
 from kvmfs.wire.connection import Connection, ConnectionEnded
@@ -42,6 +44,7 @@ async def serve(
     system: Any = None,
     core: str = DEFAULT_CORE,
     tracer: socket.socket | None = None,
+    failures: tuple[str, ...] = (),
 ) -> None:
     """Serve /dev/kvm until its connection ends and the last VM is gone, or until cancelled.
 
@@ -52,6 +55,7 @@ async def serve(
     :param passthrough: use FUSE passthrough for run pages, if the kernel lets us.
     :param ready: called when clients are served.
     :param tracer: somebody who is told of all that happens from the start (kvmfs.broker.inspector).
+    :param failures: which ioctls are to fail (kvmfs.kvm.failures).
     :param system: what answers system ioctls; :param core: the module that makes VMs in workers (for tests).
     """
     passthrough = passthrough and passthrough_works()
@@ -59,7 +63,7 @@ async def serve(
         from kvmfs.kvm.system import System
 
         system = System(shared_pages=passthrough)
-    broker = Broker(connection, system, Zygote(core, log), log, passthrough)
+    broker = Broker(connection, system, Zygote(core, log), log, passthrough, failures)
     if tracer:
         broker.inspector.trace_all(tracer)
     await broker.run(ready)
@@ -111,7 +115,16 @@ class Creation:
 
 
 class Broker:
-    def __init__(self, connection: Connection, system: Any, zygote: Zygote, log: Log, passthrough: bool) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        system: Any,
+        zygote: Zygote,
+        log: Log,
+        passthrough: bool,
+        failures: tuple[str, ...] = (),
+    ) -> None:
+        self._rules, self._failures = failures, Failures(failures)
         self._connection = connection
         self._system = system
         self._zygote = zygote
@@ -179,15 +192,18 @@ class Broker:
             if message.flags & (IoctlFlag.COMPAT | IoctlFlag.BIT32):
                 raise OSError(errno.ENOTTY, "32-bit clients are not served")
             caller = SystemCaller(message)
-            result = self.inspector.traced(
-                self._system, caller, message, lambda seen: self._system.ioctl(seen, message.cmd, message.arg)
-            )
+            result = self.inspector.traced(self._system, caller, message, lambda seen: self._do(seen, message))
         except OSError as error:
             result = -(error.errno or errno.EIO)
         except Exception as error:
             self._log(f"ioctl {message.cmd:#x} on /dev/kvm failed: {error!r}")
             result = -errno.EIO
         return reply.ioctl(message.unique, result)
+
+    def _do(self, caller: Caller, message: request.Ioctl) -> int:
+        self._failures.ioctl(message.cmd)
+        result: int = self._system.ioctl(caller, message.cmd, message.arg)
+        return result
 
     # KVM_CREATE_VM -------------------------------------------------------------------------------------------------
 
@@ -198,12 +214,13 @@ class Broker:
         client: Client | None = None
         try:
             try:
+                self._failures.ioctl(message.cmd)
                 self._system.check_vm_type(message.arg)
                 client = self._clients.get(fds.tgid_of(message.tid))
                 await self._wait_for_zygote(creation)
                 vm = VmProcess(client, self._log)
                 who = {"uid": message.uid, "gid": message.gid}
-                await vm.start(self._zygote, kind=message.arg, passthrough=self._passthrough, **who)
+                await vm.start(self._zygote, message.arg, self._passthrough, self._rules, **who)
             except OSError as error:
                 self._log_failure(message, error)
                 self._answer(message, reply.ioctl(message.unique, -(error.errno or errno.EIO)))

@@ -105,7 +105,9 @@ class VmProcess:
         self._stderr = os.memfd_create("kvmfs-worker-stderr", os.MFD_CLOEXEC)
         self._client_pidfd = os.pidfd_open(client.tgid)
 
-    async def start(self, zygote: Zygote, *, kind: int, passthrough: bool, uid: int, gid: int) -> None:
+    async def start(
+        self, zygote: Zygote, kind: int, passthrough: bool, failures: tuple[str, ...], *, uid: int, gid: int
+    ) -> None:
         """Have the worker made. `kind`: the argument of KVM_CREATE_VM; `uid`, `gid`: its caller's. OSError."""
         self.kind, self.uid, self.gid = kind, uid, gid
         self.pid, self._pidfd = await zygote.fork(
@@ -115,6 +117,7 @@ class VmProcess:
             passthrough=passthrough,
             uid=uid,
             gid=gid,
+            failures=failures,
         )
         self._theirs.close()
 

@@ -78,10 +78,13 @@ class Broker:
         self.running = False
 
 
-def start_broker(device: Device, serve: Callable[[Connection, Callable[[], None]], None]) -> Broker:
+def start_broker(
+    device: Device, serve: Callable[[Connection, Callable[[], None]], None], keep: frozenset[int] = frozenset()
+) -> Broker:
     """Fork the process that serves the device, and wait until it does. The connection is its own from now on.
 
     :param serve: gets the connection and what to call when ready; runs in the new process.
+    :param keep: more descriptors that it has.
     :raises StartError: it ended before it was ready, having said why.
     """
     launcher = os.getpid()
@@ -90,7 +93,7 @@ def start_broker(device: Device, serve: Callable[[Connection, Callable[[], None]
     if pid == 0:
         status = 1
         try:
-            _become_broker(launcher, {device.connection.fileno(), child_end})
+            _become_broker(launcher, {device.connection.fileno(), child_end, *keep})
             device.leave_node()
             serve(device.connection, lambda: _tell(child_end))
             status = 0

@@ -36,8 +36,17 @@ class Options:
     """Back vCPU mappings with memory instead of the page cache; None: if the kernel can."""
 
 
-def run(command: Sequence[str], options: Options, serve: processes.Serve, log: logging.Logger) -> int:
+def run(
+    command: Sequence[str],
+    options: Options,
+    serve: processes.Serve,
+    log: logging.Logger,
+    *,
+    keep: frozenset[int] = frozenset(),
+) -> int:
     """Run ``command`` with a device of its own. :returns: its exit status, 128 + n for signal n.
+
+    :param keep: descriptors that ``serve`` needs.
 
     :raises SetupError: no device.
     :raises processes.StartError: the broker or the command do not start.
@@ -51,7 +60,7 @@ def run(command: Sequence[str], options: Options, serve: processes.Serve, log: l
         def served(connection: Connection, ready: Callable[[], None]) -> None:
             serve(connection, log=log, passthrough=options.passthrough, ready=ready)
 
-        broker = processes.start_broker(device, served)
+        broker = processes.start_broker(device, served, keep)
         undo.callback(broker.stop)
         try:
             # In a user namespace the root node belongs to nobody, and cannot be opened for writing, until the kernel

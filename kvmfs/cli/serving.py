@@ -3,17 +3,27 @@
 import logging
 import resource
 import signal
+import socket
 from collections.abc import Callable
 
 from kvmfs.cli.caps import Capability, effective, in_initial_user_namespace
 from kvmfs.wire.connection import Connection
 
 
-def serve(connection: Connection, *, log: logging.Logger, passthrough: bool | None, ready: Callable[[], None]) -> None:
+def serve(
+    connection: Connection,
+    *,
+    log: logging.Logger,
+    passthrough: bool | None,
+    ready: Callable[[], None],
+    tracer: socket.socket | None = None,
+    failures: tuple[str, ...] = (),
+) -> None:
     """Serve the device. VMs that exist then live on in their workers until their clients close them.
 
     :param passthrough: None: where the kernel allows it.
     :param ready: called when clients are served.
+    :param tracer: who is told of all that happens. :param failures: which ioctls are to fail.
     """
     if passthrough is None:
         # Kernels that have it offer it to every mount, and refuse it later (fs/fuse/passthrough.c, fuse_backing_open).
@@ -34,7 +44,9 @@ def serve(connection: Connection, *, log: logging.Logger, passthrough: bool | No
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(until_terminated, nursery.cancel_scope)
-            await broker.serve(connection, log=log.info, passthrough=passthrough, ready=ready)
+            await broker.serve(
+                connection, log=log.info, passthrough=passthrough, ready=ready, tracer=tracer, failures=failures
+            )
             nursery.cancel_scope.cancel()
 
     trio.run(main)

@@ -12,13 +12,14 @@ import queue
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from kvmfs.abi.ioctls import KVM_RUN
 from kvmfs.kvm.block import Block
-from kvmfs.kvm.caller import Node
+from kvmfs.kvm.caller import Caller, Node
+from kvmfs.kvm.failures import Failures
 from kvmfs.kvm.tracer import Tracer
 from kvmfs.wire import reply, request
 from kvmfs.wire.connection import Connection
@@ -62,9 +63,19 @@ class Vcpu:
 class Server:
     """One VM's files, served until the last of them is closed."""
 
-    def __init__(self, connection: Connection, broker: BrokerLink, native: Native, *, client: int, vm: Node) -> None:
-        """`client`: its tgid. `vm`: the node that the broker is going to open first."""
+    def __init__(
+        self,
+        connection: Connection,
+        broker: BrokerLink,
+        native: Native,
+        *,
+        client: int,
+        vm: Node,
+        failures: Iterable[str] = (),
+    ) -> None:
+        """`client`: its tgid. `vm`: the node that the broker is going to open first. `failures`: rules."""
         assert connection.negotiated
+        self._failures = Failures(failures)
         self.client = client
         self.broker = broker
         self._connection = connection
@@ -218,10 +229,14 @@ class Server:
             return -errno.EIO
 
     def _do(self, node: Any, caller: FuseCaller, message: request.Ioctl) -> Any:
+        def work(caller: Caller) -> int:
+            self._failures.ioctl(message.cmd)
+            result: int = node.ioctl(caller, message.cmd, message.arg)
+            return result
+
         if self.trace:
-            work = lambda seen: node.ioctl(seen, message.cmd, message.arg)  # noqa: E731
             return self.trace.ioctl(node, caller, message.cmd, message.arg, work)
-        return node.ioctl(caller, message.cmd, message.arg)
+        return work(caller)
 
     def _answer(self, caller: FuseCaller, message: request.Ioctl, result: int) -> None:
         if caller.held:
@@ -332,10 +347,15 @@ class Server:
                     raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
                 caller = FuseCaller(self, message.tid, message.unique)
                 where = (message.mode, message.offset, message.length)
-                if self.trace:
-                    self.trace.fallocate(file, caller, *where, lambda: file.fallocate(caller, *where))
-                else:
+
+                def work() -> None:
+                    self._failures.fallocate()
                     file.fallocate(caller, *where)
+
+                if self.trace:
+                    self.trace.fallocate(file, caller, *where, work)
+                else:
+                    work()
                 self._reply(reply.ok(message.unique))
             case request.Statfs():
                 self._reply(reply.statfs(message.unique))

@@ -64,7 +64,8 @@ def run(
     """Serve one VM until it is gone. In a fresh child of the zygote; returns the exit status.
 
     empty: a descriptor of an empty directory.
-    settings: kind, the argument of KVM_CREATE_VM; client (tgid), uid, gid; passthrough, whether to try it.
+    settings: kind, the argument of KVM_CREATE_VM; client (tgid), uid, gid; passthrough, whether to try it;
+    failures, rules of kvmfs.kvm.failures.
     """
     assert _native
     faulthandler.enable()
@@ -81,7 +82,7 @@ def run(
         broker.tell("failed", errno=error.errno, what=str(error))
         return 0
     harden(client, settings["uid"], settings["gid"], empty)
-    server = Server(connection, broker, _native, client=client, vm=vm)
+    server = Server(connection, broker, _native, client=client, vm=vm, failures=settings.get("failures", ()))
     server.start()
     threading.Thread(target=_end_with, args=(client_pidfd,), name="client", daemon=True).start()
     shown: Inspected | None = vm if isinstance(vm, Inspected) else None

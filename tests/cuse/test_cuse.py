@@ -87,7 +87,7 @@ def _parts(output: str) -> dict[str, Part]:
 def session(tmp_path_factory: pytest.TempPathFactory, linux_headers: Path, selftests_dir: Path) -> Session:
     kernel = paths.vm_kernel()
     client = tmp_path_factory.mktemp("cuse") / "conversions"
-    source = paths.ROOT / "docs" / "examples" / "conversions.c"
+    source = paths.ROOT / "docs" / "examples" / "c" / "conversions.c"
     subprocess.run(["cc", "-static", "-O2", "-isystem", linux_headers, "-o", client, source], check=True)
 
     programs = {"conversions": client, **{Path(path).name: selftests_dir / path for path in SELFTESTS}}

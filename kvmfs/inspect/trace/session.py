@@ -29,6 +29,20 @@ class Session:
         self.lost = 0
         """Records that came faster than they were read."""
 
+    @classmethod
+    def attached(cls, broker: Broker, vm: str) -> Session:
+        """Of one VM from now on. OSError: EBUSY, ENOENT."""
+        session = cls(broker)
+        broker.send("trace", vm=vm)
+        while True:
+            message, fds = broker.receive()
+            if "id" in message:
+                if number := int(message.get("errno", 0)):
+                    session.close()
+                    raise OSError(number, str(message.get("what")), vm)
+                return session
+            session._understand(message, fds)
+
     def events(self) -> Iterator[Event]:
         """As they come, nearly in order; the end is when the broker, or the last VM that is traced, is gone."""
         poll = select.poll()

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import os
+from importlib.metadata import entry_points
+from typing import Final
+
+import pytest
+
+from tests.support.paths import ROOT
+
+PLUGIN: Final = () if any(point.name == "pytest-kvmfs" for point in entry_points(group="pytest11")) else (
+    "-p", "kvmfs.testing.plugin",
+)  # fmt: skip
+"""What pytest has to be told where kvmfs is not installed: a checkout."""
+
+
+@pytest.fixture(autouse=True)
+def _finds_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    monkeypatch.setenv("PYTHONPATH", path)

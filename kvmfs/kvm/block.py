@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from typing import Any
+
+from kvmfs.kvm.mapping import Mapping
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -11,14 +14,18 @@ _MASK = 0xFFFF_FFFF_FFFF_FFFF
 class Block:
     """Zeroed, page-aligned memory that lives as long as this object; compiled code gets its `address`.
 
-    With `memory` it is `size` bytes of that mapping, from `at` on.
+    With `memory` it is `size` bytes of that mapping, from `at` on, and keeps it.
     """
 
-    def __init__(self, size: int, memory: mmap.mmap | None = None, at: int = 0) -> None:
-        self._map = memory or mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._owned = memory is None
-        self._pin = ctypes.c_char.from_buffer(self._map, at)
-        self._bytes = memoryview(self._map)[at : at + size]
+    def __init__(self, size: int, memory: Mapping | None = None, at: int = 0) -> None:
+        self._memory = memory
+        if memory is None:
+            self._map = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._pin: Any = ctypes.c_char.from_buffer(self._map)
+            self._bytes = memoryview(self._map)
+        else:
+            self._pin = (ctypes.c_char * size).from_address(memory.address + at)
+            self._bytes = memoryview(self._pin).cast("B")
         self._words = self._bytes.cast("Q")
         self.address = ctypes.addressof(self._pin)
         self.size = size
@@ -41,5 +48,5 @@ class Block:
         self._words.release()
         self._bytes.release()
         del self._pin
-        if self._owned:
+        if self._memory is None:
             self._map.close()

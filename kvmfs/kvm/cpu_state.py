@@ -7,13 +7,13 @@ present, and present when it is usable.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
 
 from kvmfs.abi.vcpu import Segment
 from kvmfs.jit import state as S
 from kvmfs.kvm import inspection
 from kvmfs.kvm.block import Block
+from kvmfs.kvm.mapping import Mapping
 
 RFLAGS_FIXED = 2
 UNUSABLE = 1 << 16
@@ -32,7 +32,7 @@ SEGMENTS = (
 class CpuState(Block):
     """A vCPU block. `derive` recomputes what the jit derives from mode, segments and control registers."""
 
-    def __init__(self, derive: Callable[[int], int], memory: mmap.mmap | None = None, at: int = 0) -> None:
+    def __init__(self, derive: Callable[[int], int], memory: Mapping | None = None, at: int = 0) -> None:
         super().__init__(inspection.VCPU, memory, at)
         self._derive = derive
 

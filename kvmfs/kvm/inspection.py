@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import mmap
 import os
 import time
 import zlib
@@ -23,6 +22,7 @@ from kvmfs.jit import state
 from kvmfs.jit.layout import Layout
 from kvmfs.jit.mmu import layout as mmu
 from kvmfs.kvm.block import Block
+from kvmfs.kvm.mapping import Mapping
 
 PAGE: Final = 4096
 MAGIC: Final = 0x3176_7366_6D76_6B00  # "\0kvmfsv1"
@@ -90,6 +90,13 @@ LAYOUT: Final = zlib.crc32(repr((kvmfs.__version__, mmu.VM_SIZE, VCPU, _OFFSETS)
 """Differs when any offset does."""
 
 
+class _Mapped(Mapping):
+    """Goes with the last block in it."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class Inspection:
     """A VM's file, and the blocks in it."""
 
@@ -97,7 +104,7 @@ class Inspection:
         self.fd = os.memfd_create("kvmfs-inspection", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, SIZE)
         os.fchmod(self.fd, 0o400)
-        self._map = mmap.mmap(self.fd, SIZE)
+        self._map = _Mapped(self.fd, 0, SIZE)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SEALS)
         self.vm = Block(2 * PAGE, self._map, VM_BLOCK)
         self._used = 0
@@ -105,7 +112,10 @@ class Inspection:
         header[Header.MAGIC], header[Header.LAYOUT], header[Header.KIND] = MAGIC, LAYOUT, kind
         header[Header.TSC_KHZ], header[Header.TSC], header[Header.CLOCK] = khz, tsc, time.time_ns()
 
-    def vcpu(self, index: int) -> tuple[mmap.mmap, int]:
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    def vcpu(self, index: int) -> tuple[Mapping, int]:
         """Where vCPU `index` lies, zeroed."""
         at = VCPUS + index * VCPU
         if index < self._used:  # of one that was not to be

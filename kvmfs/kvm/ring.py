@@ -16,6 +16,7 @@ from typing import Final
 
 from kvmfs.jit.layout import Layout
 from kvmfs.kvm.block import Block
+from kvmfs.kvm.mapping import Mapping
 
 SLOT: Final = 256
 SLOTS: Final = 1 << 15
@@ -94,7 +95,7 @@ class Writer:
         reserve: Callable[[int, int], int] | None = None,
         commit: Callable[[int, int], int] | None = None,
     ) -> None:
-        self._map = mmap.mmap(fd, Ring.SIZE)
+        self._map = Mapping(fd, 0, Ring.SIZE)
         self.block = Block(Ring.SIZE, self._map)
         self._reserve, self._commit = reserve or self._take, commit or self._publish
 

@@ -23,6 +23,7 @@ from kvmfs.jit.layout import Layout
 from kvmfs.jit.mmu import layout as mmu
 from kvmfs.kvm.block import Block
 from kvmfs.kvm.mapping import Mapping
+from kvmfs.kvm.stat_table import VCPU_STATS, VM_STATS, size_of
 
 PAGE: Final = 4096
 MAGIC: Final = 0x3176_7366_6D76_6B00  # "\0kvmfsv1"
@@ -44,6 +45,8 @@ class Header:
     TSC = _at + _l.u64()  # when it showed this,
     CLOCK = _at + _l.u64()  # the real time was this, in ns
     FAULT_COUNT = _at + _l.u64()  # memory faults that were ever reported; the last of them are in FAULTS
+    COUNTERS = _at + _l.bytes(size_of(VM_STATS))  # the VM's own statistics (stat_table.py)
+    assert _l.size <= PAGE
 
 
 class Fault:
@@ -74,6 +77,7 @@ class Seen:
     _at = state.SIZE
     EXITED = _at + _l.u64(64)  # returns to the client by exit reason; NO_EXIT: KVM_RUN failed without one
     TRACE = _at + _l.u64()  # address of our mapping of a ring (kvmfs.kvm.ring), 0: nobody traces
+    COUNTERS = _at + _l.bytes(size_of(VCPU_STATS))  # KVM's statistics of a vCPU (stat_table.py)
     STARTED = _at + _l.u64()  # host TSC at the beginning of the KVM_RUN that is traced
     assert _l.size <= PAGE
 
@@ -86,7 +90,7 @@ assert VCPUS % PAGE == 0
 assert mmu.VM_SIZE <= PAGE
 
 _OFFSETS: Final = [(name, value) for name, value in sorted(vars(state).items()) if isinstance(value, int)]
-LAYOUT: Final = zlib.crc32(repr((kvmfs.__version__, mmu.VM_SIZE, VCPU, _OFFSETS)).encode())
+LAYOUT: Final = zlib.crc32(repr((kvmfs.__version__, mmu.VM_SIZE, VCPU, VM_STATS, VCPU_STATS, _OFFSETS)).encode())
 """Differs when any offset does."""
 
 
@@ -114,6 +118,11 @@ class Inspection:
 
     def __del__(self) -> None:
         os.close(self.fd)
+
+    @property
+    def counters(self) -> Block:
+        """The VM's own statistics."""
+        return Block(size_of(VM_STATS), self._map, Header.COUNTERS)
 
     def vcpu(self, index: int) -> tuple[Mapping, int]:
         """Where vCPU `index` lies, zeroed."""

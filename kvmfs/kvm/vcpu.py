@@ -58,6 +58,7 @@ from kvmfs.kvm.dirty import RING_OFFSET
 from kvmfs.kvm.dispatch import Table, fail
 from kvmfs.kvm.guest_cpuid import GuestCpuid
 from kvmfs.kvm.hostcpu import host_cpu
+from kvmfs.kvm.inspection import Seen
 from kvmfs.kvm.mce import MachineCheck
 from kvmfs.kvm.stat_table import VCPU_STATS, size_of
 from kvmfs.kvm.tsc import GuestTsc
@@ -95,12 +96,13 @@ class Vcpu:
         self.run = Run.from_buffer(self._page)
 
         native = vm.native
-        self.state = CpuState(native.derive, *vm.inspection.vcpu(index))
+        memory, at = vm.inspection.vcpu(index)
+        self.state = CpuState(native.derive, memory, at)
         self.context = self.state.address
         self.enter = native.address("enter")
         self.request, self.stop = self.context + S.REQUEST, S.REQ_STOP
 
-        self.counters = Block(size_of(VCPU_STATS))
+        self.counters = Block(size_of(VCPU_STATS), memory, at + Seen.COUNTERS)
         self.cpuid = GuestCpuid()
         self._cpuid_table: Block | None = None
         self.msr: dict[int, int] = {}

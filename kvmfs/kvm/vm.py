@@ -29,7 +29,6 @@ from kvmfs.kvm.msr_filter import MsrFilter
 from kvmfs.kvm.native import Native
 from kvmfs.kvm.publish import Publisher
 from kvmfs.kvm.slots import Memory
-from kvmfs.kvm.stat_table import VM_STATS, size_of
 from kvmfs.kvm.tracer import Tracer, VmTrace
 from kvmfs.kvm.tsc import TscGeneration, max_khz
 from kvmfs.kvm.vcpu import Vcpu
@@ -74,7 +73,7 @@ class Vm:
         self.memory = Memory(self)
         self.dirty = DirtyTracking(self)
         self.coalesced = Coalesced(self)
-        self.counters = Block(size_of(VM_STATS))
+        self.counters = self.inspection.counters
 
         self.vcpus: dict[int, Vcpu] = {}  # by id
         self.created_vcpus = 0

@@ -168,4 +168,3 @@ def test_the_log_keeps_the_last_faults() -> None:
     with Inspected(os.dup(made.fd)) as seen:
         assert [fault.number for fault in seen.faults()] == list(range(3, count + 1))
         assert [fault.number for fault in seen.faults(after=count - 2)] == [count - 1, count]
-    os.close(made.fd)

@@ -132,10 +132,16 @@ def take_hits(s):
 @compiled
 def before_block(s):
     """All that may come between two blocks; 0 when LEAVE must be looked at."""
-    if load64(s + S.REQUEST) != 0 and serve_requests(s) == 0:
+    asked, raised = load64(s + S.REQUEST), load64(s + S.EXC_PENDING)
+    if asked | raised == 0:
+        return 1
+    if asked != 0 and serve_requests(s) == 0:
         return 0
-    if load64(s + S.EXC_PENDING) != 0:
-        return 1 if call_member(s, DELIVER_EXCEPTION) == DELIVERED else 0
+    if load64(s + S.EXC_PENDING) != 0 and call_member(s, DELIVER_EXCEPTION) != DELIVERED:
+        return 0
+    if load64(s + S.REQUEST) & S.REQ_DEBUG:  # a frame was written to where a breakpoint is
+        take_hits(s)
+        return 0
     return 1
 
 

@@ -259,6 +259,18 @@ def test_the_processors_own_accesses(guest: Debugged) -> None:
     assert guest.frame()["rip"] == 0x110000 + 16 * 0x40
 
 
+@pytest.mark.parametrize(("text", "words", "vector"), [("ud2", {}, S.UD), ("nop", {"INTR_REQUEST": 0x41}, 0x40)])
+def test_frames_of_exceptions_and_interrupts(guest: Debugged, text: str, words: dict[str, int], vector: int) -> None:
+    """The trap comes at the handler's first instruction, not after some of it."""
+    guest.rflags = S.IF | 2
+    for name, value in words.items():
+        guest[getattr(S, name)], guest[S.REQUEST] = value, S.REQ_EVENT
+    guest.breakpoint(2, STACK - 8, WRITE, 8)
+    assert guest.execute(text + "; hlt") == S.EXIT_HLT
+    assert (guest.frame()["vector"], guest[S.DR6]) == (S.DB, DR6_RESET | 4)
+    assert guest.frame()["rip"] == 0x110000 + 16 * vector
+
+
 def test_several_conditions_in_one(guest: Debugged) -> None:
     guest[S.RBX], guest.rflags = DATA, S.TF | 2
     guest.breakpoint(0, DATA, WRITE)

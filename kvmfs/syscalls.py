@@ -22,7 +22,9 @@ class Sys(IntEnum):
     PRCTL = 157
     MOUNT = 165
     UMOUNT2 = 166
+    EPOLL_CTL = 233
     UNSHARE = 272
+    TIMERFD_CREATE = 283
     PROCESS_VM_READV = 310
     PROCESS_VM_WRITEV = 311
     STATX = 332

@@ -52,6 +52,10 @@ class Caller(Protocol):
     def getfd(self, number: int) -> int:
         """A duplicate of one of its fds, to be closed by us. OSError(EBADF)."""
 
+    def eventfd(self, number: int) -> tuple[int, int]:
+        """A duplicate of one of its eventfds, to be closed by us, and what tells that eventfd from others.
+        OSError(EBADF), OSError(EINVAL) when it is no eventfd."""
+
     def node_of(self, number: int) -> Node | None:
         """The node of this VM that one of its fds stands for, None for any other file. OSError(EBADF)."""
 

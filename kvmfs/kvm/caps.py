@@ -17,6 +17,7 @@ from kvmfs.abi.ioctls import Fd
 from kvmfs.abi.limits import (
     KVM_DIRTY_LOG_MANUAL_CAPS,
     KVM_EXIT_HYPERCALL_VALID_MASK,
+    KVM_MAX_IRQ_ROUTES,
     KVM_MAX_MCE_BANKS,
     KVM_MAX_VCPU_IDS,
     KVM_MAX_VCPUS,
@@ -26,6 +27,8 @@ from kvmfs.abi.memory import KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE
 from kvmfs.abi.msrs import KVM_MSR_EXIT_REASON_VALID_MASK
 from kvmfs.abi.run import KVM_SYNC_X86_VALID_FIELDS
 from kvmfs.abi.vm import (
+    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
+    KVM_X2APIC_API_USE_32BIT_IDS,
     KVM_X86_DEFAULT_VM,
     KVM_X86_DISABLE_EXITS_HLT,
     KVM_X86_DISABLE_EXITS_PAUSE,
@@ -33,6 +36,8 @@ from kvmfs.abi.vm import (
     KVM_X86_SW_PROTECTED_VM,
     EnableCap,
 )
+from kvmfs.irqchip.ioctls import split_irqchip
+from kvmfs.irqchip.words import Board
 from kvmfs.kvm import fpu, guest_debug
 from kvmfs.kvm.attributes import supported_attributes
 from kvmfs.kvm.caller import Caller
@@ -40,7 +45,7 @@ from kvmfs.kvm.clock import CLOCK_FLAGS
 from kvmfs.kvm.cpuid import supported_cpuid
 from kvmfs.kvm.dirty import MAX_RING_SIZE
 from kvmfs.kvm.dispatch import Table, fail
-from kvmfs.kvm.words import Cpu
+from kvmfs.kvm.words import IRQCHIP_NONE, Cpu
 from kvmfs.kvm.words import Vm as Words
 
 if TYPE_CHECKING:
@@ -48,11 +53,15 @@ if TYPE_CHECKING:
 
 table: Table[Vm] = Table(Fd.VM)
 
+X2APIC_API_FLAGS: Final = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
+MAX_TIMER_CYCLES: Final = 0xFFFF_FFFF * 128
+
 VM_TYPES: Final = 1 << KVM_X86_DEFAULT_VM | 1 << KVM_X86_SW_PROTECTED_VM
 
 QUIRKS: Final = (
     vm.KVM_X86_QUIRK_LINT0_REENABLED
     | vm.KVM_X86_QUIRK_CD_NW_CLEARED
+    | vm.KVM_X86_QUIRK_LAPIC_MMIO_HOLE
     | vm.KVM_X86_QUIRK_OUT_7E_INC_RIP
     | vm.KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT
     | vm.KVM_X86_QUIRK_FIX_HYPERCALL_INSN
@@ -71,10 +80,11 @@ YES: Final = (
     Cap.DEVICE_CTRL, Cap.EXT_EMUL_CPUID, Cap.ENABLE_CAP_VM, Cap.CHECK_EXTENSION_VM, Cap.DISABLE_QUIRKS,
     Cap.VCPU_ATTRIBUTES, Cap.IMMEDIATE_EXIT, Cap.GET_MSR_FEATURES, Cap.MSR_PLATFORM_INFO, Cap.EXCEPTION_PAYLOAD,
     Cap.SREGS2, Cap.EXIT_ON_EMULATION_FAILURE, Cap.SYS_ATTRIBUTES, Cap.VM_TSC_CONTROL, Cap.X86_TRIPLE_FAULT_EVENT,
-    Cap.USER_MEMORY2, Cap.MEMORY_FAULT_INFO, Cap.PRE_FAULT_MEMORY, Cap.ENFORCE_PV_FEATURE_CPUID,
-    Cap.KVMCLOCK_CTRL,
-    Cap.SET_GUEST_DEBUG, Cap.X86_ROBUST_SINGLESTEP, Cap.X86_USER_SPACE_MSR, Cap.X86_MSR_FILTER,
-    Cap.BINARY_STATS_FD,
+    Cap.USER_MEMORY2, Cap.MEMORY_FAULT_INFO, Cap.PRE_FAULT_MEMORY, Cap.ENFORCE_PV_FEATURE_CPUID, Cap.KVMCLOCK_CTRL,
+    Cap.SET_GUEST_DEBUG, Cap.X86_ROBUST_SINGLESTEP, Cap.X86_USER_SPACE_MSR, Cap.X86_MSR_FILTER, Cap.BINARY_STATS_FD,
+    Cap.PIT, Cap.PIT2, Cap.PIT_STATE2, Cap.REINJECT_CONTROL, Cap.IRQ_INJECT_STATUS, Cap.IRQFD, Cap.IRQFD_RESAMPLE,
+    Cap.IOEVENTFD, Cap.IOEVENTFD_ANY_LENGTH, Cap.IOEVENTFD_NO_LENGTH, Cap.SIGNAL_MSI, Cap.SPLIT_IRQCHIP,
+    Cap.TSC_DEADLINE_TIMER, Cap.X86_APIC_BUS_CYCLES_NS,
 )  # fmt: skip
 
 DISABLE_EXITS: Final = KVM_X86_DISABLE_EXITS_PAUSE | KVM_X86_DISABLE_EXITS_HLT
@@ -100,6 +110,8 @@ VALUES: Final[dict[Cap, Callable[[], int]]] = {
     Cap.MANUAL_DIRTY_LOG_PROTECT2: lambda: KVM_DIRTY_LOG_MANUAL_CAPS,
     Cap.DIRTY_LOG_RING: lambda: MAX_RING_SIZE,
     Cap.DIRTY_LOG_RING_ACQ_REL: lambda: MAX_RING_SIZE,
+    Cap.IRQ_ROUTING: lambda: KVM_MAX_IRQ_ROUTES,
+    Cap.X2APIC_API: lambda: X2APIC_API_FLAGS,
 }
 
 
@@ -209,6 +221,29 @@ def _dirty_ring(vm: Vm, value: int) -> None:
     vm.dirty.enable_ring(value & 0xFFFF_FFFF)
 
 
+def _x2apic_api(vm: Vm, value: int) -> None:
+    """What was chosen once stays."""
+    if value & ~X2APIC_API_FLAGS:
+        fail(errno.EINVAL)
+    if value & KVM_X2APIC_API_USE_32BIT_IDS:
+        vm.x2apic_format = True
+        vm.board.block[Board.X2APIC_FORMAT] = 1
+    if value & KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK:
+        vm.board.block[Board.BROADCAST_QUIRK_OFF] = 1
+
+
+def _apic_bus_cycles(vm: Vm, value: int) -> None:
+    """The largest count and divider must not overflow."""
+    if not value or value * MAX_TIMER_CYCLES >= 1 << 64:
+        fail(errno.EINVAL)
+    with vm.lock:
+        if vm.block[Words.IRQCHIP] == IRQCHIP_NONE:
+            fail(errno.ENXIO)
+        if vm.created_vcpus:
+            fail(errno.EINVAL)
+        vm.board.block[Board.BUS_CYCLE_NS] = value
+
+
 ENABLE: Final[dict[Cap, Callable[[Vm, int], None]]] = {
     Cap.DISABLE_QUIRKS: _disable_quirks,
     Cap.DISABLE_QUIRKS2: _disable_quirks2,
@@ -223,6 +258,9 @@ ENABLE: Final[dict[Cap, Callable[[Vm, int], None]]] = {
     Cap.MANUAL_DIRTY_LOG_PROTECT2: _manual_dirty_log,
     Cap.DIRTY_LOG_RING: _dirty_ring,
     Cap.DIRTY_LOG_RING_ACQ_REL: _dirty_ring,
+    Cap.SPLIT_IRQCHIP: split_irqchip,
+    Cap.X2APIC_API: _x2apic_api,
+    Cap.X86_APIC_BUS_CYCLES_NS: _apic_bus_cycles,
 }
 FLAGS_IGNORED: Final = (Cap.DIRTY_LOG_RING, Cap.DIRTY_LOG_RING_ACQ_REL)
 

@@ -38,7 +38,8 @@ class _Memory:
 
 class Compiled:
     def __init__(self) -> None:
-        self._table = build.load()
+        self.table = build.load()
+        self._callables: dict[str, Callable[..., int]] = {}
         self._slots = build.slots()
         self._opcodes: Any = optable.build_tables()
         self._kept: list[Block] = []
@@ -84,7 +85,13 @@ class Compiled:
     ring_commit: Callable[[int, int], int]
 
     def address(self, name: str) -> int:
-        return int(ctypes.c_int64.from_address(self._table + 8 * self._slots[name]).value)
+        return int(ctypes.c_int64.from_address(self.table + 8 * self._slots[name]).value)
+
+    def call(self, name: str, *arguments: int) -> int:
+        function = self._callables.get(name)
+        if function is None:
+            function = self._callables[name] = build.function(name, len(arguments))
+        return function(*arguments)
 
     def flush(self, cpu: int) -> int:
         return self.request(cpu, S.REQ_TLB_FLUSH)
@@ -93,7 +100,7 @@ class Compiled:
         memory = Block(_Memory.SIZE)
         self._kept.append(memory)
         for at, value in (
-            (S.FUNCTIONS, self._table),
+            (S.FUNCTIONS, self.table),
             (S.VM, vm),
             (S.OPCODES, ctypes.addressof(self._opcodes)),
             (S.TLB_BASE, memory.address + _Memory.TLB),

@@ -68,7 +68,8 @@ MASKS: Final[tuple[IntFlag, ...]] = (
 )  # fmt: skip
 
 OURS: Final = frozenset(
-    {"APIC", "MTRR", "MCE", "MCA", "PAT", "ARAT", "TSC_ADJUST", "ARCH_CAPABILITIES", "CONSTANT_TSC", "AMD_SSB_NO"}
+    {"APIC", "X2APIC", "MTRR", "MCE", "MCA", "PAT", "ARAT", "TSC_ADJUST", "ARCH_CAPABILITIES", "CONSTANT_TSC"}
+    | {"AMD_SSB_NO"}
 )
 """Features that are MSRs and devices, kept by this package."""
 

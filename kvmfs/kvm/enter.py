@@ -46,28 +46,37 @@ from kvmfs.jit.raw import (
     zext32,
 )
 from kvmfs.kvm import words as W
+from kvmfs.kvm.attend import (
+    SYS_FUTEX,
+    attend,
+    block,
+    inject_interrupt,
+    interruptible,
+    pic_in_kernel,
+    wants_window,
+)
 from kvmfs.kvm.counting import count_exit
 from kvmfs.kvm.dirty_pages import RESERVE
 from kvmfs.kvm.exits import (
     AGAIN,
-    COMPLETE_PIO,
     EXIT_DIRTY_RING_FULL,
     EXIT_INTR,
     EXIT_REASON,
     EXIT_SHUTDOWN,
     EXIT_UNKNOWN,
     EXIT_WINDOW,
-    FRAGMENT,
     LEAVE,
     MMIO_DATA,
+    ONCE_MORE,
     PIO_PAGE,
-    call,
     convert,
     leave,
-    report_mmio_write,
+    next_mmio_write,
     service,
 )
 from kvmfs.kvm.observe import commit, note_end, note_start, reserve
+from kvmfs.kvm.platform import COMPLETE_PIO, FRAGMENT, call
+from kvmfs.kvm.shared_apic import share_apic, unshare_apic
 from kvmfs.kvm.words import Cpu, Vm
 
 group = Group("enter", __name__)
@@ -76,8 +85,6 @@ RUN, STEP, RESET_CODE = (run_group.slot(name) for name in ("run", "step", "reset
 RETIRE = debug_group.slot("retire")
 
 SERVICE, EINTR, EINVAL, EAGAIN = W.SERVICE, errno.EINTR, errno.EINVAL, errno.EAGAIN
-SYS_FUTEX: Final = 202
-FUTEX_WAIT_PRIVATE: Final = 128
 FUTEX_WAKE_PRIVATE: Final = 129
 SYS_SCHED_YIELD: Final = 24
 SPINS: Final = 64
@@ -143,19 +150,6 @@ def answer_msr(s, reads):
 
 
 @compiled
-def interruptible(s):
-    """kvm_vcpu_ready_for_interrupt_injection of a VM whose interrupt controller is the client's."""
-    blocked = load64(s + S.INTR_SHADOW) | load64(s + S.INTR_INJECTED) | load64(s + S.NMI_INJECTED)
-    blocked |= load64(s + S.EXC_INJECTED) | load64(s + S.EXC_PENDING) | load64(s + S.INTR_REQUEST)
-    return 1 if load64(s + S.RFLAGS) & S.IF and blocked == 0 else 0
-
-
-@compiled
-def pic_in_kernel(s):
-    return load64(load64(s + S.VM) + IRQCHIP) == W.IRQCHIP_KERNEL
-
-
-@compiled
 def save(s):
     """post_kvm_run_save."""
     run = load64(s + RUN_PAGE)
@@ -211,12 +205,9 @@ def complete(s):
         store64(s + S.MMIO_STATE, S.IO_DONE)
         return once_more(s)
     elif what == W.COMPLETE_MMIO_WRITE:
-        done = load64(s + MMIO_DONE) + 1
-        store64(s + MMIO_DONE, done)
-        if done < load64(s + S.MMIO_WRITES):
-            report_mmio_write(s)
+        store64(s + MMIO_DONE, load64(s + MMIO_DONE) + 1)
+        if next_mmio_write(s) == LEAVE:
             return LEAVE
-        store64(s + S.MMIO_WRITES, 0)
     elif what == W.COMPLETE_HYPERCALL:
         result = load64(run + HYPERCALL_RET)
         store64(s + S.RAX, result if load64(s + S.HFLAGS) & S.MODE_CODE64 else zext32(result))
@@ -230,49 +221,17 @@ def complete(s):
 def once_more(s):
     """Execute the instruction whose data is there now."""
     reason = run_one(s)
-    return AGAIN if reason == S.EXIT_NONE else convert(s, reason)
+    return AGAIN if reason == S.EXIT_NONE else settle(s, reason)
 
 
 @compiled
-def wait(s):
-    """Sleep until REQUEST has a reason not to: its bits."""
-    while True:
-        requests = load64(s + S.REQUEST)
-        if requests & (S.REQ_STOP | S.REQ_EVENT):
-            return requests
-        syscall(SYS_FUTEX, s + S.REQUEST, FUTEX_WAIT_PRIVATE, requests, 0, 0, 0)
-
-
-@compiled
-def wants_window(s):
-    """dm_request_for_irq_injection."""
-    return 1 if load8(load64(s + RUN_PAGE) + REQUEST_WINDOW) and not pic_in_kernel(s) else 0
-
-
-@compiled
-def has_event(s):
-    """Whether something ends a HLT: kvm_vcpu_has_events."""
-    injected = load64(s + S.EXC_INJECTED) | load64(s + S.NMI_INJECTED) | load64(s + S.INTR_INJECTED)
-    if load64(s + S.EXC_PENDING) | load64(s + S.DEBUG_DUE) | injected != 0:
-        return 1
-    if wants_window(s) and interruptible(s):
-        return 1
-    if load64(s + S.NMI_PENDING) != 0 and load64(s + S.NMI_MASKED) == 0:
-        return 1
-    return 1 if load64(s + S.INTR_REQUEST) != 0 and load64(s + S.RFLAGS) & S.IF else 0
-
-
-@compiled
-def block(s):
-    """vcpu_block: 0 when a signal is to be served, else 1 and the vCPU may run, or not."""
-    if load64(s + MP_STATE) != HALTED or has_event(s) == 0:
-        if wait(s) & S.REQ_STOP:
-            atomic_and(s + S.REQUEST, ~S.REQ_STOP)
-            return 0
-        atomic_and(s + S.REQUEST, ~S.REQ_EVENT)
-    if load64(s + MP_STATE) == HALTED and has_event(s):
-        store64(s + MP_STATE, RUNNABLE)
-    return 1
+def settle(s, reason):
+    """convert(), with the instructions that devices of ours gave data for executed to their end."""
+    how = convert(s, reason)
+    while how == ONCE_MORE:
+        reason = run_one(s)
+        how = AGAIN if reason == S.EXIT_NONE else convert(s, reason)
+    return how
 
 
 @compiled
@@ -346,6 +305,10 @@ def run_guest(s):
 @compiled
 def go(s):
     """vcpu_run, once: AGAIN, or LEAVE with RESULT."""
+    if load64(s + S.REQUEST) & S.REQ_KICK:
+        atomic_and(s + S.REQUEST, ~S.REQ_KICK)  # before a look at what it is for
+    if attend(s) == LEAVE:
+        return LEAVE
     if load64(s + MP_STATE) != RUNNABLE:
         return AGAIN if block(s) else leave(s, EXIT_INTR, -EINTR)
     if ring_is_full(s):
@@ -359,10 +322,14 @@ def go(s):
     window = wants_window(s)
     if window and interruptible(s):
         return leave(s, EXIT_WINDOW, 0)
+    window |= inject_interrupt(s)
     store64(s + S.IRQ_WINDOW, window)
-    if window | load64(s + S.INTR_REQUEST) | load64(s + S.NMI_PENDING):
+    if window | load64(s + S.NMI_PENDING):
         atomic_or(s + S.REQUEST, S.REQ_EVENT)
-    return convert(s, run_guest(s))
+    share_apic(s)
+    reason = run_guest(s)
+    unshare_apic(s)
+    return settle(s, reason)
 
 
 @group.add

@@ -14,7 +14,7 @@ from kvmfs.jit import state as S
 from kvmfs.kvm.caller import Caller
 from kvmfs.kvm.dispatch import Table, fail
 from kvmfs.kvm.regs import deliver_payload
-from kvmfs.kvm.words import IRQCHIP_KERNEL, IRQCHIP_NONE, Cpu, Vm
+from kvmfs.kvm.words import APIC_EVENT_INIT, APIC_EVENT_SIPI, IRQCHIP_KERNEL, IRQCHIP_NONE, Cpu, Vm
 
 if TYPE_CHECKING:
     from kvmfs.kvm.vcpu import Vcpu
@@ -44,6 +44,8 @@ _LAPIC_STATES: Final = (
 
 def _limit_nmis(cpu: Vcpu) -> None:
     """process_nmi: one NMI may be pending, and a second while none is being handled."""
+    if cpu.state[Cpu.NMI_QUEUED]:
+        cpu.vm.native.call("process_nmi", cpu.context)
     limit = 1 if cpu.state[S.NMI_MASKED] or cpu.state[S.NMI_INJECTED] else 2
     cpu.state[S.NMI_PENDING] = min(cpu.state[S.NMI_PENDING], limit)
 
@@ -124,7 +126,6 @@ def set_events(cpu: Vcpu, events: VcpuEvents) -> None:
             fail(errno.EINVAL)
         if cpu.lapic is not None:
             cpu.lapic.init_latched = bool(events.smi.latched_init)
-            state[Cpu.APIC_EVENTS] = cpu.lapic.init_latched or cpu.lapic.sipi_pending
     if flags & vcpu.KVM_VCPUEVENT_VALID_TRIPLE_FAULT:
         if not block[Vm.TRIPLE_FAULT_EVENT]:
             fail(errno.EINVAL)
@@ -134,21 +135,18 @@ def set_events(cpu: Vcpu, events: VcpuEvents) -> None:
 def accept_apic_events(cpu: Vcpu) -> None:
     """kvm_apic_accept_events: INIT resets the vCPU, SIPI starts it where its vector says (SDM vol. 3, 9.4)."""
     state, lapic = cpu.state, cpu.lapic
-    state[Cpu.APIC_EVENTS] = 0
-    if lapic is None:
+    waiting = lapic.take_events() if lapic else 0
+    if lapic is None or not waiting:
         return
-    if lapic.init_latched:
-        lapic.init_latched = False
+    if waiting & APIC_EVENT_INIT:
         cpu.reset(init=True)
         is_bsp = state[S.APIC_BASE] & MSR_IA32_APICBASE_BSP
         state[Cpu.MP_STATE] = vcpu.KVM_MP_STATE_RUNNABLE if is_bsp else vcpu.KVM_MP_STATE_INIT_RECEIVED
-    if lapic.sipi_pending:
-        lapic.sipi_pending = False
-        if state[Cpu.MP_STATE] == vcpu.KVM_MP_STATE_INIT_RECEIVED:
-            state[S.CS + S.SEL], state[S.CS + S.BASE] = lapic.sipi_vector << 8, lapic.sipi_vector << 12
-            state[S.RIP] = 0
-            state.derive()
-            state[Cpu.MP_STATE] = vcpu.KVM_MP_STATE_RUNNABLE
+    if waiting & APIC_EVENT_SIPI and state[Cpu.MP_STATE] == vcpu.KVM_MP_STATE_INIT_RECEIVED:
+        state[S.CS + S.SEL], state[S.CS + S.BASE] = lapic.sipi_vector << 8, lapic.sipi_vector << 12
+        state[S.RIP] = 0
+        state.derive()
+        state[Cpu.MP_STATE] = vcpu.KVM_MP_STATE_RUNNABLE
 
 
 @table.ioctl(ioctls.KVM_GET_VCPU_EVENTS)
@@ -175,8 +173,7 @@ def _set_mp_state(cpu: Vcpu, caller: Caller, arg: MpState) -> None:
     if wanted != vcpu.KVM_MP_STATE_RUNNABLE and (wanted not in _LAPIC_STATES or cpu.lapic is None):
         fail(errno.EINVAL)
     if wanted == vcpu.KVM_MP_STATE_SIPI_RECEIVED and cpu.lapic is not None:
-        cpu.lapic.sipi_pending = True
-        cpu.state[Cpu.APIC_EVENTS] = 1
+        cpu.lapic.post_event(APIC_EVENT_SIPI)
         wanted = vcpu.KVM_MP_STATE_INIT_RECEIVED
     cpu.state[Cpu.MP_STATE] = wanted
 
@@ -191,9 +188,9 @@ def _interrupt(cpu: Vcpu, caller: Caller, arg: Interrupt) -> None:
         return
     if irqchip == IRQCHIP_KERNEL:
         fail(errno.ENXIO)
-    if cpu.state[S.INTR_REQUEST]:
+    if cpu.state[Cpu.EXTERNAL]:
         fail(errno.EEXIST)
-    cpu.state[S.INTR_REQUEST] = arg.irq + 1
+    cpu.state[Cpu.EXTERNAL] = arg.irq + 1
 
 
 @table.ioctl(ioctls.KVM_NMI)

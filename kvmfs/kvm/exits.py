@@ -22,13 +22,25 @@ from kvmfs.abi.vcpu import KVM_MP_STATE_HALTED
 from kvmfs.abi.vm import KVM_X86_QUIRK_OUT_7E_INC_RIP
 from kvmfs.jit import state as S
 from kvmfs.jit.build import compiled
-from kvmfs.jit.cpu.io import group as io_group
-from kvmfs.jit.raw import call1, load64, memcpy, memset, store8, store16, store32, store64
+from kvmfs.jit.raw import load64, memcpy, memset, store8, store16, store32, store64
 from kvmfs.kvm import words as W
+from kvmfs.kvm.paravirt import group as paravirt
+from kvmfs.kvm.platform import (
+    COMPLETE_PIO,
+    FRAGMENT,
+    MMIO_WRITE,
+    call,
+    device,
+    mmio_read,
+    port_access,
+    read_apic_msr,
+    write_apic_msr,
+)
 from kvmfs.kvm.words import Cpu, Vm
 
-COMPLETE_PIO = io_group.slot("complete_pio")
 SERVICE, EINTR = W.SERVICE, errno.EINTR
+
+PV_HYPERCALL = paravirt.slot("pv_hypercall")
 
 # Words of the blocks; numba wants them as plain globals
 RUN_PAGE, RESULT, NEEDS, LAPIC, MP_STATE = Cpu.RUN, Cpu.RESULT, Cpu.NEEDS, Cpu.LAPIC, Cpu.MP_STATE
@@ -54,19 +66,14 @@ EXIT_UNKNOWN, EXIT_IO, EXIT_MMIO, EXIT_HLT = int(Exit.UNKNOWN), int(Exit.IO), in
 EXIT_INTR, EXIT_SHUTDOWN, EXIT_INTERNAL_ERROR = int(Exit.INTR), int(Exit.SHUTDOWN), int(Exit.INTERNAL_ERROR)
 EXIT_MEMORY_FAULT, EXIT_DEBUG, EXIT_WINDOW = int(Exit.MEMORY_FAULT), int(Exit.DEBUG), int(Exit.IRQ_WINDOW_OPEN)
 EXIT_DIRTY_RING_FULL = int(Exit.DIRTY_RING_FULL)
+EXIT_SET_TPR, EXIT_IOAPIC_EOI = int(Exit.SET_TPR), int(Exit.IOAPIC_EOI)
 SUBERROR_EMULATION = int(InternalError.EMULATION)
 FAILURE_INFO: Final = 5  # words that KVM's vendor modules fill in
 NOP: Final = 0x90
-FRAGMENT: Final = 24  # of MMIO: gpa, size, data
 QUIRK_PORT: Final = 0x7E
 
-# How to proceed
-LEAVE, AGAIN = 0, 1
-
-
-@compiled
-def call(s, slot):
-    return call1(load64(load64(s + S.FUNCTIONS) + 8 * slot), s)
+# How to proceed; ONCE_MORE: with the same instruction alone, whose data is there now
+LEAVE, AGAIN, ONCE_MORE = 0, 1, 2
 
 
 @compiled
@@ -161,18 +168,44 @@ def leave(s, reason, result):
 
 
 @compiled
+def finish_pio(s):
+    call(s, COMPLETE_PIO)
+    return ONCE_MORE if load64(s + S.PIO_STATE) == S.IO_DONE else AGAIN
+
+
+@compiled
+def next_mmio_write(s):
+    """Go through the queue of MMIO writes up to one that is the client's: LEAVE; or AGAIN."""
+    done = load64(s + MMIO_DONE)
+    while done < load64(s + S.MMIO_WRITES):
+        fragment = s + S.MMIO_QUEUE + FRAGMENT * done
+        if device(s, MMIO_WRITE, load64(fragment), load64(fragment + 8), fragment + 16) == 0:
+            store64(s + MMIO_DONE, done)
+            report_mmio_write(s)
+            return LEAVE
+        done += 1
+    store64(s + S.MMIO_WRITES, 0)
+    return AGAIN
+
+
+@compiled
 def convert(s, reason):
-    """What run() left for: LEAVE with RESULT (or SERVICE in it), or AGAIN."""
+    """What run() left for: LEAVE with RESULT (or SERVICE in it), AGAIN, or ONCE_MORE."""
     store64(s + RESULT, 0)
     if reason == S.EXIT_PIO:
+        if port_access(s):
+            return finish_pio(s)
         report_pio(s)
     elif reason == S.EXIT_MMIO_READ:
+        if mmio_read(s):
+            return ONCE_MORE
         report_mmio(s, load64(s + S.MMIO_GPA), load64(s + S.MMIO_SIZE), 0, 0)
         store64(s + COMPLETION, W.COMPLETE_MMIO_READ)
     elif reason == S.EXIT_MMIO_WRITE:
         store64(s + MMIO_DONE, 0)
-        report_mmio_write(s)
+        return next_mmio_write(s)
     elif reason == S.EXIT_HLT:
+        store64(s + S.INTR_SHADOW, 0)
         if load64(s + LAPIC) == 0 and load64(s + HLT_IN_GUEST) == 0:
             return leave(s, EXIT_HLT, 0)
         store64(s + MP_STATE, HALTED)
@@ -188,17 +221,24 @@ def convert(s, reason):
     elif reason == S.EXIT_EFAULT:
         store64(s + RESULT, -load64(s + S.FAULT_ERRNO))
     elif reason == S.EXIT_RDMSR:
+        if read_apic_msr(s):
+            return AGAIN
         store64(s + RESULT, service(s, W.NEEDS_RDMSR))
     elif reason == S.EXIT_WRMSR:
+        if write_apic_msr(s):
+            return AGAIN
         store64(s + RESULT, service(s, W.NEEDS_WRMSR))
+    elif reason == S.EXIT_CR8:
+        # A lower priority lets interrupts through: the client's APIC has to know.
+        return leave(s, EXIT_SET_TPR, 0) if load64(s + LAPIC) == 0 else AGAIN
     elif reason == S.EXIT_HYPERCALL:
+        if call(s, PV_HYPERCALL):
+            return AGAIN
         store64(s + RESULT, service(s, W.NEEDS_HYPERCALL))
     elif reason == S.EXIT_UNIMPLEMENTED:
         report_emulation_failure(s)
     elif reason == S.EXIT_INTERRUPTED:
         return leave(s, EXIT_INTR, -EINTR)
-    elif reason == S.EXIT_IRQ_WINDOW:
-        return leave(s, EXIT_WINDOW, 0)
     elif reason == S.EXIT_DEBUG:
         report_debug(s)
     else:

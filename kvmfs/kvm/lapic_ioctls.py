@@ -1,4 +1,4 @@
-"""KVM_GET_LAPIC and KVM_SET_LAPIC."""
+"""KVM_GET_LAPIC, KVM_SET_LAPIC, KVM_SET_VAPIC_ADDR."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import errno
 from typing import TYPE_CHECKING
 
 from kvmfs.abi import ioctls
-from kvmfs.abi.apic import LapicState
+from kvmfs.abi.apic import LapicState, VapicAddr
 from kvmfs.abi.ioctls import Fd
-from kvmfs.jit import state as S
 from kvmfs.kvm.caller import Caller
 from kvmfs.kvm.dispatch import Table, fail, read_struct
 
@@ -22,13 +21,23 @@ table: Table[Vcpu] = Table(Fd.VCPU)
 def get_lapic(vcpu: Vcpu, caller: Caller, arg: int) -> LapicState:
     if vcpu.lapic is None:
         fail(errno.EINVAL)
-    vcpu.lapic.cr8 = vcpu.state[S.CR8]  # the guest's own copy
-    return vcpu.lapic.get_state()
+    return vcpu.lapic.get_state(x2apic_format=vcpu.vm.x2apic_format)
 
 
 @table.ioctl(ioctls.KVM_SET_LAPIC, raw=True)
 def set_lapic(vcpu: Vcpu, caller: Caller, arg: int) -> None:
     if vcpu.lapic is None:  # looked at before the argument is read
         fail(errno.EINVAL)
-    vcpu.lapic.set_state(read_struct(caller, arg, LapicState))
-    vcpu.state[S.CR8] = vcpu.lapic.cr8
+    if not vcpu.lapic.set_state(read_struct(caller, arg, LapicState), x2apic_format=vcpu.vm.x2apic_format):
+        fail(errno.EINVAL)
+
+
+@table.ioctl(ioctls.KVM_SET_VAPIC_ADDR, raw=True)
+def set_vapic_addr(vcpu: Vcpu, caller: Caller, arg: int) -> None:
+    """Where a patched guest keeps its task priority."""
+    if vcpu.lapic is None:
+        fail(errno.EINVAL)
+    gpa = read_struct(caller, arg, VapicAddr).vapic_addr
+    if gpa and not vcpu.vm.memory.overlaps(-1, gpa >> 12, (gpa >> 12) + 1):
+        fail(errno.EINVAL)
+    vcpu.lapic.vapic = gpa

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from kvmfs.abi import ioctls
 from kvmfs.abi import msr_bits as B
 from kvmfs.abi import msr_index as M
+from kvmfs.abi.apic import APIC_LVTCMCI
 from kvmfs.abi.debug import MC_VECTOR, X86Mce
 from kvmfs.abi.ioctls import Fd
 from kvmfs.abi.layout import u64
@@ -21,8 +22,11 @@ from kvmfs.kvm.words import Cpu
 if TYPE_CHECKING:
     from kvmfs.kvm.vcpu import Vcpu
 
-SUPPORTED_MCE_CAP: Final = B.MCG_CTL_P | B.MCG_SER_P
-"""kvm_caps.supported_mce_cap without corrected-error interrupts and local machine checks, which need delivery."""
+SUPPORTED_MCE_CAP: Final = B.MCG_CTL_P | B.MCG_SER_P | B.MCG_CMCI_P
+"""kvm_caps.supported_mce_cap of a KVM on Intel, but for local machine checks. Corrected-error interrupts are emulated
+alone, so that they work whoever made the host's processor."""
+
+CTL2_MASK: Final = B.MCI_CTL2_CMCI_EN | B.MCI_CTL2_CMCI_THRESHOLD_MASK
 
 BANKS: Final = range(M.MSR_IA32_MC0_CTL, M.MSR_IA32_MC0_CTL + 4 * KVM_MAX_MCE_BANKS)
 CTL2: Final = range(M.MSR_IA32_MC0_CTL2, M.MSR_IA32_MC0_CTL2 + KVM_MAX_MCE_BANKS)
@@ -57,6 +61,10 @@ def setup_mce(vcpu: Vcpu, caller: Caller, arg: u64) -> None:
         mce.ctl = MASK64
     for bank in range(banks):
         mce.banks[4 * bank + CTL] = MASK64
+        if cap & B.MCG_CMCI_P:
+            mce.ctl2[bank] = 0
+    if vcpu.lapic:
+        vcpu.lapic.set_lvt_count(7 if cap & B.MCG_CMCI_P else 6)
 
 
 @table.ioctl(ioctls.KVM_X86_SET_MCE)
@@ -70,6 +78,8 @@ def set_mce(vcpu: Vcpu, caller: Caller, arg: X86Mce) -> None:
     if uncorrected and not arg.mcg_status and not in_exception:  # no action required: logged only
         mce.banks[at + STATUS], mce.banks[at + ADDR], mce.banks[at + MISC] = arg.status, arg.addr, arg.misc
         mce.status = arg.mcg_status
+        if vcpu.lapic and mce.cap & B.MCG_CMCI_P and mce.ctl2[arg.bank] & B.MCI_CTL2_CMCI_EN:
+            vcpu.lapic.local_deliver(APIC_LVTCMCI)
         return
     if uncorrected and ((mce.cap & B.MCG_CTL_P and mce.ctl != MASK64) or mce.banks[at + CTL] != MASK64):
         return  # reporting is disabled, for all or for the bank
@@ -122,13 +132,16 @@ def _write_ctl(vcpu: Vcpu, number: int, value: int, host: bool) -> None:
 @reads(*CTL2)
 def _read_ctl2(vcpu: Vcpu, number: int, host: bool) -> int:
     bank = number - CTL2.start
-    require(bank < vcpu.mce.bank_count and host)  # without MCG_CMCI_P, only the client sees them
+    require(bank < vcpu.mce.bank_count and (host or bool(vcpu.mce.cap & B.MCG_CMCI_P)))
     return vcpu.mce.ctl2[bank]
 
 
 @writes(*CTL2)
 def _write_ctl2(vcpu: Vcpu, number: int, value: int, host: bool) -> None:
-    require(number - CTL2.start < vcpu.mce.bank_count and host and not value)
+    mce, bank = vcpu.mce, number - CTL2.start
+    require(bank < mce.bank_count and (bool(mce.cap & B.MCG_CMCI_P) or (host and not value)))
+    require(not value & ~CTL2_MASK)
+    mce.ctl2[bank] = value
 
 
 @reads(*BANKS)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from kvmfs.abi import msr_bits as B
 from kvmfs.abi import msr_index as M
+from kvmfs.abi import para as P
+from kvmfs.abi.apic import APIC_BASE_MSR
 from kvmfs.abi.cpuid_basic import Leaf1Ecx, Leaf7Ebx, Leaf7Ecx, Leaf7Edx, LeafD_1Eax
 from kvmfs.abi.cpuid_extended import Leaf80000001Ecx, Leaf80000001Edx
 from kvmfs.abi.vm import KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT
@@ -196,6 +198,48 @@ def _write_tsc_adjust(vcpu: Vcpu, number: int, value: int, host: bool) -> None:
     if not host:
         vcpu.tsc.adjust(value - vcpu.msr.get(number, 0))
     vcpu.msr[number] = value
+
+
+# The APIC -----
+
+_APIC: Final = (M.MSR_IA32_TSC_DEADLINE, *range(APIC_BASE_MSR, APIC_BASE_MSR + 0x100))
+
+
+@reads(*_APIC)
+def _read_apic(vcpu: Vcpu, number: int, host: bool) -> int:
+    if vcpu.lapic is None:
+        require(number == M.MSR_IA32_TSC_DEADLINE)
+        return 0
+    value = vcpu.lapic.read_msr(number)
+    if value is None:
+        raise Invalid
+    return value
+
+
+@writes(*_APIC)
+def _write_apic(vcpu: Vcpu, number: int, value: int, host: bool) -> None:
+    if vcpu.lapic is None:
+        require(number == M.MSR_IA32_TSC_DEADLINE)
+    else:
+        require(vcpu.lapic.write_msr(number, value))
+
+
+@reads(P.MSR_KVM_PV_EOI_EN)
+def _read_pv_eoi(vcpu: Vcpu, number: int, host: bool) -> int:
+    if not vcpu.pv_has(P.KVM_FEATURE_PV_EOI):
+        raise Unsupported
+    return vcpu.pv_eoi
+
+
+@writes(P.MSR_KVM_PV_EOI_EN)
+def _write_pv_eoi(vcpu: Vcpu, number: int, value: int, host: bool) -> None:
+    """kvm_lapic_set_pv_eoi: where the guest clears a bit for an EOI."""
+    if not vcpu.pv_has(P.KVM_FEATURE_PV_EOI):
+        raise Unsupported
+    gpa = value & ~P.KVM_MSR_ENABLED
+    require(not gpa & 3)
+    require(not value & P.KVM_MSR_ENABLED or vcpu.vm.memory.overlaps(-1, gpa >> 12, (gpa >> 12) + 1))
+    vcpu.pv_eoi = value
 
 
 # Kept, with conditions -----

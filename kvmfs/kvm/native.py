@@ -12,8 +12,14 @@ class Native(Protocol):
     host_khz: int
     """Frequency of the host's time stamp counter."""
 
+    table: int
+    """Address of the function table."""
+
     def address(self, name: str) -> int:
         """Of a compiled function, for compiled code to call."""
+
+    def call(self, name: str, *arguments: int) -> int:
+        """Call a compiled function by its name, without the GIL."""
 
     def prepare(self, cpu: int, vm: int) -> None:
         """Make a zeroed vCPU block ready to run in this VM: function table, TLBs, code cache."""

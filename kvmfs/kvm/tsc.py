@@ -14,6 +14,7 @@ from typing import Final
 
 from kvmfs.jit import state as S
 from kvmfs.kvm.block import Block
+from kvmfs.kvm.words import Cpu
 
 RATIO_ONE: Final = 1 << 32
 MAX_RATIO: Final = (1 << 40) - 1  # 8 bits before the point, as AMD's TSC_RATIO MSR has
@@ -67,9 +68,8 @@ class GuestTsc:
 
     def __init__(self, state: Block, rdtsc: Callable[[], int], generation: TscGeneration, host_khz: int) -> None:
         self._state, self._rdtsc, self._generation, self._host_khz = state, rdtsc, generation, host_khz
-        self.khz = host_khz
         self.changed: Callable[[], None] = lambda: None  # called when ratio or offset are others
-        state[S.TSC_RATIO] = RATIO_ONE
+        self.set_khz(host_khz)
 
     def _scaled(self) -> int:
         return self._rdtsc() * self._state[S.TSC_RATIO] >> 32
@@ -79,7 +79,7 @@ class GuestTsc:
 
     def set_khz(self, khz: int) -> None:
         """KVM_SET_TSC_KHZ, with 0 < khz < max_khz(): the counter's rate changes, and with it its value."""
-        self.khz = khz
+        self.khz = self._state[Cpu.TSC_KHZ] = khz
         low, high = (self._host_khz * (1_000_000 + ppm) // 1_000_000 for ppm in (-TOLERANCE_PPM, TOLERANCE_PPM))
         self._state[S.TSC_RATIO] = RATIO_ONE if low <= khz <= high else khz * RATIO_ONE // self._host_khz
         self.changed()

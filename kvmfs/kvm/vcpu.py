@@ -62,7 +62,8 @@ from kvmfs.kvm.inspection import Seen
 from kvmfs.kvm.mce import MachineCheck
 from kvmfs.kvm.stat_table import VCPU_STATS, size_of
 from kvmfs.kvm.tsc import GuestTsc
-from kvmfs.kvm.words import PHASE_ENDING, Cpu
+from kvmfs.kvm.words import IRQCHIP_KERNEL, IRQCHIP_NONE, PHASE_ENDING, Cpu
+from kvmfs.kvm.words import Vm as Words
 from kvmfs.kvm.xstate import FP
 
 if TYPE_CHECKING:
@@ -104,15 +105,16 @@ class Vcpu:
 
         self.counters = Block(size_of(VCPU_STATS), memory, at + Seen.COUNTERS)
         self.cpuid = GuestCpuid()
+        self.pv_enforced = False
         self._cpuid_table: Block | None = None
         self.msr: dict[int, int] = {}
         self.mce = MachineCheck()
         self.is_reset_bsp = vm.bsp_id == vcpu_id
-        self.lapic = Lapic(vcpu_id) if vm.chips else None
+        has_apic = vm.block[Words.IRQCHIP] != IRQCHIP_NONE
+        self.lapic = Lapic(native, self.state, vm.board.address, vcpu_id) if has_apic else None
         self.tsc = GuestTsc(self.state, native.rdtsc, vm.tsc_generation, native.host_khz)
         self.tsc.set_khz(vm.tsc_khz)
         self.clock = VcpuClock(self)
-        self.pv_enforced = False
         self._create()
         native.prepare(self.context, vm.block.address)
         self.reset()
@@ -244,12 +246,22 @@ class Vcpu:
             self.lapic.base_changed(old, value, enable)
         return True
 
+    @property
+    def pv_eoi(self) -> int:
+        """MSR_KVM_PV_EOI_EN."""
+        return self.lapic.pv_eoi if self.lapic else 0
+
+    @pv_eoi.setter
+    def pv_eoi(self, value: int) -> None:
+        if self.lapic:
+            self.lapic.pv_eoi = value
+
     def set_cr8(self, value: int) -> None:
         """kvm_set_cr8; reserved bits leave it as it is."""
         if not value & regs.CR8_RESERVED:
             self.state[S.CR8] = value
             if self.lapic:
-                self.lapic.cr8 = value
+                self.lapic.set_tpr(value << 4)
 
     def queue_interrupt(self, vector: int) -> None:
         """kvm_queue_interrupt."""
@@ -337,7 +349,16 @@ class Vcpu:
         state[S.CR4_RESERVED], state[S.EFER_RESERVED] = cr4, efer
         state[S.MAXPHYADDR] = cpuid.max_physical_bits
         state[S.XCR0_SUPPORTED] = cpuid.supported_xcr0
+        if self.lapic:
+            self.lapic.allow(
+                deadline_timer=cpuid.has(Leaf1Ecx.TSC_DEADLINE_TIMER),
+                directed_eoi=cpuid.has(Leaf1Ecx.X2APIC) and self.vm.block[Words.IRQCHIP] != IRQCHIP_KERNEL,
+            )
         self._publish_cpuid()
+
+    def publish_pv_features(self) -> None:
+        """Tell compiled hypercalls which of them the guest may use."""
+        self.state[Cpu.PV_FEATURES] = self.cpuid.pv_features if self.pv_enforced else 0xFFFF_FFFF
 
     def _publish_cpuid(self) -> None:
         """Give the processor the entries: its CPUID instruction looks them up by itself."""
@@ -352,6 +373,7 @@ class Vcpu:
             self._cpuid_table.write(0, b"".join(map(bytes, entries)))
             self.state[S.CPUID_ENTRIES] = self._cpuid_table.address
         self.state[S.CPUID_COUNT] = len(entries)
+        self.publish_pv_features()
 
     # The node -----
 
@@ -376,6 +398,7 @@ def enable_cap(vcpu: Vcpu, caller: Caller, arg: EnableCap) -> None:
     if arg.flags or arg.cap != Cap.ENFORCE_PV_FEATURE_CPUID:
         fail(errno.EINVAL)
     vcpu.pv_enforced = bool(arg.args[0])
+    vcpu.publish_pv_features()
 
 
 TABLE: Final[Table[Vcpu]] = Table(

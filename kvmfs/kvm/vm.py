@@ -12,8 +12,11 @@ from kvmfs.abi.ioctls import Fd
 from kvmfs.abi.layout import PAGE_SIZE, u64
 from kvmfs.abi.limits import KVM_MAX_VCPU_IDS, KVM_MAX_VCPUS
 from kvmfs.abi.vm import KVM_X86_SW_PROTECTED_VM, CreateDevice
+from kvmfs.irqchip import eventfds
 from kvmfs.irqchip import ioctls as irqchip_ioctls
-from kvmfs.irqchip.ioctls import Chips
+from kvmfs.irqchip.board import Board
+from kvmfs.irqchip.chips_state import Chips
+from kvmfs.irqchip.eventfds import Eventfds
 from kvmfs.jit.mmu import layout as mmu
 from kvmfs.kvm import attributes, caps, clock, dirty, guest_memfd, msr_filter, report, slots, stats
 from kvmfs.kvm.block import Block
@@ -32,7 +35,6 @@ from kvmfs.kvm.slots import Memory
 from kvmfs.kvm.tracer import Tracer, VmTrace
 from kvmfs.kvm.tsc import TscGeneration, max_khz
 from kvmfs.kvm.vcpu import Vcpu
-from kvmfs.kvm.words import IRQCHIP_KERNEL
 from kvmfs.kvm.words import Vm as Words
 
 own: Table[Vm] = Table(Fd.VM)
@@ -81,6 +83,10 @@ class Vm:
         self.bsp_id = 0
         self.gmem_count = 0
         self.gmems: list[guest_memfd.GuestMemfd] = []
+        self.board = Board(native, self.block.address)
+        self.block[Words.BOARD] = self.board.address
+        self.eventfds = Eventfds(self.board)
+        self.x2apic_format = False
         self.chips: Chips | None = None
         self.guest_can_read_platform_info = True
         self.hypercall_exits = 0
@@ -99,9 +105,11 @@ class Vm:
         """kvm_check_has_quirk."""
         return not self.block[Words.DISABLED_QUIRKS] & quirk
 
-    def set_chips(self, chips: Chips) -> None:
+    def set_irqchip(self, kind: int, chips: Chips | None) -> None:
+        """KVM_CREATE_IRQCHIP, or KVM_CAP_SPLIT_IRQCHIP without chips: vCPUs to come have an APIC."""
         self.chips = chips
-        self.block[Words.IRQCHIP] = IRQCHIP_KERNEL
+        self.block[Words.IRQCHIP] = kind
+        self.board.start(self)
 
     def online(self, vcpu: Vcpu) -> None:
         """Let compiled code see the vCPU: from now on it is asked to drop translations."""
@@ -109,6 +117,7 @@ class Vm:
             self.coalesced.show_in(vcpu)
         vcpu.state[Seen.TRACE] = self.traced.address
         self._vcpu_table[8 * vcpu.index] = vcpu.context
+        self.board.online(vcpu.id, vcpu.context)
         self.vcpus[vcpu.id] = vcpu
         self.block[Words.VCPU_COUNT] = len(self.vcpus)
         vcpu.tsc.changed = self.clock.renew
@@ -248,4 +257,5 @@ TABLE: Final[Table[Vm]] = Table(
     msr_filter.table,
     irqchip_ioctls.table,
     clock.table,
+    eventfds.table,
 )

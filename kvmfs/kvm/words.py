@@ -29,7 +29,7 @@ class Cpu:
     LAPIC = _at + _l.u64()  # 1: the local APIC is ours
     MP_STATE = _at + _l.u64()  # KVM_MP_STATE_*
     COMPLETION = _at + _l.u64()  # what the next KVM_RUN has to finish first, COMPLETE_* below
-    APIC_EVENTS = _at + _l.u64()  # an INIT or SIPI waits to be accepted
+    APIC_EVENTS = _at + _l.u64()  # INIT and SIPI that wait to be accepted, APIC_EVENT_* below
     TRIPLE_FAULT = _at + _l.u64()  # KVM_REQ_TRIPLE_FAULT
     HLT_IN_GUEST = _at + _l.u64()  # HLT waits here even if the client would do so (KVM_X86_DISABLE_EXITS_HLT)
     MMIO_DONE = _at + _l.u64()  # fragments of the MMIO write queue that have been reported
@@ -42,6 +42,16 @@ class Cpu:
     RING_DIRTY = _at + _l.u64()  # entries made, ever
     RING_RESET = _at + _l.u64()  # entries taken back, ever
     STATS = _at + _l.u64()  # address of the statistics (stat_table.py)
+    APIC = _at + _l.u64()  # address of the APIC block (irqchip.words.Apic), 0: the APIC is the client's
+    WAITING = _at + _l.u64()  # 1: asleep, or about to be, on REQUEST
+    NMI_QUEUED = _at + _l.u64()  # NMIs from other threads
+    UNHALTED = _at + _l.u64()  # KVM_HC_KICK_CPU came
+    EXTERNAL = _at + _l.u64()  # vector + 1 of KVM_INTERRUPT with a split irqchip
+    IOAPIC_EOI = _at + _l.u64()  # vector + 1 of an EOI to report
+    TPR_REPORTING = _at + _l.u64()  # KVM_TPR_ACCESS_REPORTING
+    TPR_ACCESS = _at + _l.u64()  # 1: a read of the TPR is to be reported, 2: a write
+    TSC_KHZ = _at + _l.u64()
+    PV_FEATURES = _at + _l.u64()  # CPUID 0x40000001 EAX as the guest has it
     assert _l.size <= 512
 
 
@@ -59,8 +69,12 @@ class Vm:
     EXIT_ON_EMULATION_ERROR = _at + _l.u64()
     MAPS_FD = _at + _l.u64()  # the client's /proc/PID/maps plus one, 0: none
     COALESCED = _at + _l.u64()  # address of the zones of coalesced MMIO (coalesced_ring.Zones)
+    BOARD = _at + _l.u64()  # address of irqchip.words.Board
     assert _l.size <= 256
 
+
+APIC_EVENT_INIT: Final = 1
+APIC_EVENT_SIPI: Final = 2
 
 # PHASE: enter() goes on here
 PHASE_START: Final = 0

@@ -28,7 +28,7 @@ ALLOWED: Final = {
     "clock_getres": 229, "clock_nanosleep": 230, "exit_group": 231, "epoll_wait": 232, "epoll_ctl": 233,
     "set_robust_list": 273, "ppoll": 271, "epoll_pwait": 281, "timerfd_create": 283, "fallocate": 285,
     "timerfd_settime": 286, "timerfd_gettime": 287, "eventfd2": 290, "epoll_create1": 291, "pipe2": 293,
-    "getrandom": 318, "memfd_create": 319, "membarrier": 324, "rseq": 334,
+    "getrandom": 318, "memfd_create": 319, "membarrier": 324, "preadv2": 327, "rseq": 334,
 }  # fmt: skip
 NEWFSTATAT: Final = 262  # fstat(3) of newer C libraries; what it could tell of paths, the empty root directory does not
 IOCTL, CLONE, FCNTL, PRCTL, TGKILL, PROCESS_VM_READV, PROCESS_VM_WRITEV, CLONE3 = 16, 56, 72, 157, 234, 310, 311, 435

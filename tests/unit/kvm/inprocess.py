@@ -18,6 +18,7 @@ from kvmfs.abi.memory import UserspaceMemoryRegion2
 from kvmfs.abi.run import Run
 from kvmfs.abi.vcpu import Regs, Sregs
 from kvmfs.abi.vm import EnableCap
+from kvmfs.client.fds import eventfd_id
 from kvmfs.kvm.caller import Backing, Kind, Node
 from kvmfs.kvm.cpuid import supported_cpuid
 from kvmfs.kvm.vm import create_vm
@@ -56,7 +57,15 @@ class ThisProcess:
         ctypes.memmove(address, data, len(data))
 
     def getfd(self, number: int) -> int:
-        raise NotImplementedError
+        return os.dup(number)
+
+    def eventfd(self, number: int) -> tuple[int, int]:
+        fd = os.dup(number)
+        try:
+            return fd, eventfd_id(fd)
+        except OSError:
+            os.close(fd)
+            raise
 
     def node_of(self, number: int) -> Node | None:
         return self.nodes[number]
@@ -97,11 +106,15 @@ class Machine:
         ):  # fmt: skip
             self.put(TABLES + at, entry.to_bytes(8, "little"))
         self._enter = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(self.vcpu.enter)
-        entries = supported_cpuid().entries
-        table = ctypes.create_string_buffer(bytes(Cpuid2(nent=len(entries))) + b"".join(map(bytes, entries)))
-        self.vcpu.ioctl(self.client, ioctls.KVM_SET_CPUID2.number, ctypes.addressof(table))
+        self.set_cpuid(self.vcpu)
         self.call(self.vcpu, ioctls.KVM_SET_SREGS, self._long_mode())
         self.set_regs(rip=CODE, rsp=STACK, rflags=2)
+
+    def set_cpuid(self, vcpu: Any) -> None:
+        """KVM_SET_CPUID2: all that is supported."""
+        entries = supported_cpuid().entries
+        table = ctypes.create_string_buffer(bytes(Cpuid2(nent=len(entries))) + b"".join(map(bytes, entries)))
+        vcpu.ioctl(self.client, ioctls.KVM_SET_CPUID2.number, ctypes.addressof(table))
 
     def _long_mode(self) -> Sregs:
         sregs = self.get(ioctls.KVM_GET_SREGS, Sregs)

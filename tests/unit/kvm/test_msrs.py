@@ -92,7 +92,8 @@ def test_feature_msrs_do_not_change_under_a_guest(vcpu: Vcpu, client: FakeClient
 
 
 @pytest.mark.parametrize(
-    ("cap", "error"), [(0, 22), (10, 0), (32, 0), (33, 22), (10 | 1 << 8 | 1 << 24, 0), (10 | 1 << 10, 22)]
+    ("cap", "error"),
+    [(0, 22), (10, 0), (32, 0), (33, 22), (10 | 1 << 8 | 1 << 24, 0), (10 | 1 << 10, 0), (10 | 1 << 27, 22)],
 )
 def test_setup_mce(vcpu: Vcpu, client: FakeClient, cap: int, error: int) -> None:
     assert client.fails(vcpu, ioctls.KVM_X86_SETUP_MCE, u64(cap)) == error

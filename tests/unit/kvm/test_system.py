@@ -67,7 +67,7 @@ def test_vm_types_that_are_not_there(system: System, kind: int) -> None:
     [
         (Cap.USER_MEMORY2, 1), (Cap.GUEST_MEMFD, 1), (Cap.MEMORY_ATTRIBUTES, 8), (Cap.VM_TYPES, 3),
         (Cap.MEMORY_FAULT_INFO, 1), (Cap.PRE_FAULT_MEMORY, 1), (Cap.NR_MEMSLOTS, 32764), (Cap.MAX_VCPUS, 1024),
-        (Cap.MAX_VCPU_ID, 4096), (Cap.SYNC_REGS, 7), (Cap.IRQCHIP, 1), (Cap.IRQFD, 0), (Cap.IOEVENTFD, 0),
+        (Cap.MAX_VCPU_ID, 4096), (Cap.SYNC_REGS, 7), (Cap.IRQCHIP, 1), (Cap.IRQFD, 1), (Cap.IRQ_ROUTING, 4096),
         (Cap.S390_PSW, 0), (Cap.NESTED_STATE, 0), (1 << 20, 0), (1 << 40, 0),
     ],
 )  # fmt: skip

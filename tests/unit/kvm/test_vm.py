@@ -130,7 +130,7 @@ def test_max_vcpu_id_is_settled_by_the_first_vcpu(vm: Vm, client: FakeClient) ->
         (Cap.EXIT_ON_EMULATION_FAILURE, 2, 0, errno.EINVAL),
         (Cap.EXCEPTION_PAYLOAD, 1, 0, 0),
         (Cap.X86_TRIPLE_FAULT_EVENT, 1, 0, 0),
-        (Cap.SPLIT_IRQCHIP, 24, 0, errno.EINVAL),
+        (Cap.SPLIT_IRQCHIP, 4097, 0, errno.EINVAL),
         (Cap.USER_MEMORY, 0, 0, errno.EINVAL),
         (Cap.S390_PSW, 0, 0, errno.EINVAL),
         (100_000, 0, 0, errno.EINVAL),

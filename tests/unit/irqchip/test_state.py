@@ -7,8 +7,10 @@ from ctypes import sizeof
 from typing import Any
 
 import pytest
+from kvmfs.jit import state as S
 
 from kvmfs.abi import ioctls
+from kvmfs.abi.apic import LapicState
 from kvmfs.abi.irqchip import Irqchip, PitConfig, PitState, PitState2, ReinjectControl
 from kvmfs.abi.routing import (
     KVM_IRQ_ROUTING_HV_SINT,
@@ -19,6 +21,7 @@ from kvmfs.abi.routing import (
     IrqRoutingEntry,
 )
 from kvmfs.kvm.vm import Vm
+from tests.unit.kvm.calls import get
 from tests.unit.kvm.fakes import BASE, FakeClient
 
 MASTER, SLAVE, IOAPIC = 0, 1, 2
@@ -173,3 +176,22 @@ def test_default_routes(with_chips: Vm) -> None:
     assert with_chips.chips
     assert sorted({entry.gsi for entry in with_chips.chips.routes}) == list(range(24))
     assert len(with_chips.chips.routes) == 24 + 16
+
+
+# KVM_GET_LAPIC, KVM_SET_LAPIC
+
+
+def test_lapic(vm: Vm, client: FakeClient) -> None:
+    client.call(vm, ioctls.KVM_CREATE_IRQCHIP)
+    for number in range(2):
+        client.call(vm, ioctls.KVM_CREATE_VCPU, number)
+    boot, other = (get(client, vm.vcpus[number], ioctls.KVM_GET_LAPIC, LapicState) for number in range(2))
+    word = lambda state, at: int.from_bytes(bytes(state.regs[at : at + 4]), "little")  # noqa: E731
+    assert (word(boot, 0x20), word(other, 0x20)) == (0, 1 << 24)
+    assert word(boot, 0x30) == 0x14 | 5 << 16
+    assert (word(boot, 0x350), word(other, 0x350)) == (0x700, 0x10000)  # LINT0: ExtINT at the boot processor
+    assert (word(boot, 0xE0), word(boot, 0xF0)) == (0xFFFFFFFF, 0xFF)
+    other.regs[0x80] = 0x50
+    client.call(vm.vcpus[1], ioctls.KVM_SET_LAPIC, other)
+    assert vm.vcpus[1].state[S.CR8] == 5
+    assert word(get(client, vm.vcpus[1], ioctls.KVM_GET_LAPIC, LapicState), 0xA0) == 0x50

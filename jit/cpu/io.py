@@ -31,8 +31,8 @@ def allowed(s, port, size):
     if hflags & S.MODE_PROTECTED and load64(s + S.CPL) <= (load64(s + S.RFLAGS) >> 12 & 3):
         return 1
     base, limit = load64(s + S.TR + S.BASE), load64(s + S.TR + S.LIMIT)
-    if load64(s + S.TR + S.ATTR) >> 16 & 1 or limit < 103:
-        return 0
+    if load64(s + S.TR + S.ATTR) >> 16 & 1 or load64(s + S.TR + S.ATTR) & 8 == 0 or limit < 103:
+        return 0  # a 16-bit TSS has no bitmap
     store64(s + S.T3, 0)
     if read_system(s, base + 102, 2, s + S.T3) == 0:
         return 0

@@ -10,6 +10,8 @@ from ..build import Group, compiled
 from ..mmu.group import PROBE_WRITE, TLB_FLUSH
 from ..raw import call2, call3, load8, load16, load32, load64, lshr, memcpy, memset, store8, store16, store64, ult
 from .control import write_cr3
+from .debug import group as debug_group
+from .debug import trap
 from .descriptor import (
     UNUSABLE,
     attributes,
@@ -24,9 +26,11 @@ from .descriptor import (
 )
 from .flags import rflags, set_arithmetic
 from .gate import current_stack, push_frame, put
-from .supervisor import IMPLICIT, derive_mode, linear, raise_at, read_system, write_system
+from .supervisor import IMPLICIT, call_member, derive_mode, linear, raise_at, read_system, write_system
 
 group = Group("task", __name__)
+
+ARM_BREAKPOINTS = debug_group.slot("arm_breakpoints")
 
 # How a task is entered; with FROM_EVENT it is an exception or interrupt (EXT is set), with FROM_FAULT its RF is saved
 BY_CALL, BY_IRET, BY_JMP, BY_GATE = 0, 1, 2, 3
@@ -34,6 +38,7 @@ FROM_EVENT, FROM_FAULT = 4, 8
 NESTS = 1 << BY_CALL | 1 << BY_GATE  # the new task has NT and a link back, the old one stays busy
 
 FAILED, DONE = 0, 1
+LOCAL_BREAKPOINTS = 0x155  # DR7's L0 to L3 and LE
 BUSY = 2  # in a TSS descriptor's type
 
 
@@ -119,7 +124,7 @@ def put_back(s):
     memcpy(s + REGISTERS, s + S.IMAGE, REGISTER_BYTES)
     memcpy(s + CONTEXT, s + S.IMAGE + REGISTER_BYTES, CONTEXT_BYTES)
     call2(load64(load64(s + S.FUNCTIONS) + 8 * TLB_FLUSH), s, 0)
-    derive_mode(s)
+    call_member(s, ARM_BREAKPOINTS)
 
 
 @compiled
@@ -229,8 +234,7 @@ def enter_task(s, how, error, wide):
     if error >= 0 and push_error(s, error, 4 if wide else 2) == 0:
         return 0
     if wide and load8(image + 0x64) & 1:
-        store64(s + S.EXC_PAYLOAD, 1 << 15)  # DR6.BT
-        return raise_at(s, S.DB, 0, 0)
+        trap(s, S.DR6_BT)
     return 1
 
 
@@ -266,12 +270,15 @@ def task_switch(s, selector, how, error):
     set_busy(s, selector, BUSY)
     load_hidden(s, s + S.TR, selector, low | BUSY << 40)
     store64(s + S.CR0, load64(s + S.CR0) | S.CR0_TS)
-    store64(s + S.DR7, load64(s + S.DR7) & ~0x155)  # local breakpoints are the old task's
+    store64(s + S.DR7, load64(s + S.DR7) & ~LOCAL_BREAKPOINTS)
+    call_member(s, ARM_BREAKPOINTS)
     if enter_task(s, how, error, wide) == 0 and load64(s + S.LEAVE) != S.LEAVE_EXCEPTION:
         put_back(s)
         set_busy(s, selector, BUSY if how & 3 == BY_IRET else 0)
         set_busy(s, old, BUSY)
         return FAILED
+    if how & 3 == BY_IRET:
+        store64(s + S.NMI_MASKED, 0)
     return DONE
 
 

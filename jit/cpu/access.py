@@ -7,6 +7,7 @@ from .. import state as S
 from ..build import compiled
 from ..mmu import layout as M
 from ..mmu.group import READ_SLOW, WRITE_SLOW
+from ..mmu.tlb import checks_alignment
 from ..raw import call4, load8, load16, load32, load64, shl, store16, store32, store64, zext32
 from .operand import fault, rip_here
 from .record import ASIZE, BASE_PTR, FLAGS, IMM, INDEX_PTR, RECORD_NO_MMIO, RECORD_STACK, SCALE, SEG_PTR
@@ -105,8 +106,16 @@ def probe(s, la, size, kind):
 
 
 @compiled
+def misaligned(la, size):
+    """Whether an operand of a natural size does not lie at a multiple of it."""
+    return 1 if size & (size - 1) == 0 and size <= 16 and la & (size - 1) else 0
+
+
+@compiled
 def call_slow(s, r, slot, la, size, pointer):
     """An out-of-line access through the function table, with RIP precise for what it may raise."""
+    if misaligned(la, size & 0xFFFF) and checks_alignment(s):
+        return fault(s, r, S.AC_FAULT, 0, 1)
     store64(s + S.RIP, rip_here(s, r))
     flags = (load16(r + FLAGS) & (RECORD_STACK | RECORD_NO_MMIO)) << FLAGS_SHIFT
     return call4(load64(load64(s + S.FUNCTIONS) + 8 * slot), s, la, size | flags, pointer)

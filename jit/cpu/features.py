@@ -10,6 +10,7 @@ NAMES = (
     "SYSCALL", "NX", "LM", "GBPAGES", "RDTSCP", "LAHF_LM",
     "FSGSBASE", "SMEP", "SMAP", "UMIP", "INVPCID", "ERMS", "FSRM", "LA57", "PKU", "RDPID", "MWAIT",
     "XSAVEOPT", "XSAVEC", "XGETBV1", "XSAVES", "XSAVEERPTR", "ZERO_FCS_FDS", "FDP_EXCPTN_ONLY",
+    "VME",
 )  # fmt: skip
 
 HOSTED = {"XMM3": "pni", "XMM4_1": "sse4_1"}

@@ -13,7 +13,6 @@ from .flags import of, rflags, set_arithmetic
 from .operand import fault, leave_next, leave_to, rip_here, rip_next
 from .record import IMM, NEXT, OFFSET, OSIZE
 from .supervisor import derive_mode, read_system
-from .system import is_amd
 
 group = Group("flow", __name__)
 
@@ -223,7 +222,7 @@ def syscall(s, r):
     """Outside 64-bit mode only AMD's processors have it (em_syscall_is_enabled)."""
     long_code = load64(s + S.HFLAGS) & S.MODE_CODE64
     protected = load64(s + S.HFLAGS) & S.MODE_PROTECTED
-    if load64(s + S.EFER) & S.EFER_SCE == 0 or protected == 0 or (long_code == 0 and not is_amd(s)):
+    if load64(s + S.EFER) & S.EFER_SCE == 0 or protected == 0 or (long_code == 0 and load64(s + S.IS_AMD) == 0):
         return fault(s, r, S.UD, 0, 0)
     if load64(s + S.HFLAGS) & S.MODE_LONG == 0:
         enter_by_star(s, r, CODE32)
@@ -245,7 +244,7 @@ def syscall(s, r):
 def sysret(s, r):
     """Outside 64-bit mode AMD's alone; without long mode it sets IF and leaves the other flags."""
     long_code, hflags = load64(s + S.HFLAGS) & S.MODE_CODE64, load64(s + S.HFLAGS)
-    if load64(s + S.EFER) & S.EFER_SCE == 0 or (long_code == 0 and not is_amd(s)):
+    if load64(s + S.EFER) & S.EFER_SCE == 0 or (long_code == 0 and load64(s + S.IS_AMD) == 0):
         return fault(s, r, S.UD, 0, 0)
     target, to64 = load64(s + S.RCX), load8(r + OSIZE) == 8
     if hflags & S.MODE_PROTECTED == 0 or load64(s + S.CPL) != 0 or (to64 and noncanonical(s, target, 1)):
@@ -266,7 +265,7 @@ def sysret(s, r):
 @group.add
 def sysenter(s, r):
     """In long mode Intel's alone (em_sysenter)."""
-    if load64(s + S.EFER) & S.EFER_LMA and is_amd(s):
+    if load64(s + S.EFER) & S.EFER_LMA and load64(s + S.IS_AMD):
         return fault(s, r, S.UD, 0, 0)
     selector = load64(s + S.SYSENTER_CS) & 0xFFFC
     if load64(s + S.CR0) & S.CR0_PE == 0 or selector == 0:

@@ -223,12 +223,21 @@ def _push(width):
     load, store, size = LOAD[width], STORE[width], width // 8
 
     def handler(s, r):
-        value = load(src(r))
+        value, wide = load(src(r)), load64(s + S.HFLAGS) & S.MODE_CODE64
         top = load64(s + S.RSP) - size
-        host = probe(s, top, size, M.TLB_WRITE)
-        if host != 0 and load64(s + S.HFLAGS) & S.MODE_CODE64 != 0:
+        la = top
+        if wide == 0:
+            top &= stack_mask(s)
+            la = stack_linear(s, r, top, size, 1)
+            if load64(s + S.LEAVE) != 0:
+                return 0
+        host = probe(s, la, size, M.TLB_WRITE)
+        if host != 0:
             store(host, value)
-            store64(s + S.RSP, top)
+            if wide:
+                store64(s + S.RSP, top)
+            else:
+                set_rsp(s, top)
             return stored(s, r, host)
         return leave_next(s, r) if push_value(s, r, value, size) else 0
 

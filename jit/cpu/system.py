@@ -20,7 +20,6 @@ host_lfence = machine_code("host_lfence", 0, ["lfence"], ())  # RDTSC waits for 
 CPUID_RECORD = 40
 SIGNIFICANT_INDEX = 1
 OSXSAVE, OSPKE = 1 << 27, 1 << 4
-AMD_EBX, HYGON_EBX = 0x68747541, 0x6F677948
 
 
 @compiled
@@ -35,19 +34,12 @@ def find_leaf(s, function, index):
 
 
 @compiled
-def is_amd(s):
-    """Whether the guest's CPUID names AMD or Hygon, whose processors differ from Intel's in places."""
-    leaf = find_leaf(s, 0, 0)
-    return 1 if leaf != 0 and load32(leaf + 16) in (AMD_EBX, HYGON_EBX) else 0
-
-
-@compiled
 def leaf_out_of_range(s, function, index):
     """Intel answers the highest basic leaf (KVM's get_out_of_range_cpuid_entry)."""
     basic = find_leaf(s, 0, 0)
     if basic == 0:
         return 0
-    if is_amd(s):
+    if load64(s + S.IS_AMD):
         return 0
     base = 0
     if function >= 0x40000000 and function <= 0x4FFFFFFF:

@@ -97,7 +97,9 @@ TLB_MAP = TLB_ENTRIES // 8
 TLB_USED = TLB_KINDS * TLB_SIZE
 TLB_GLOBAL = TLB_USED + TLB_KINDS * TLB_MAP
 TLB_LARGE = TLB_GLOBAL + TLB_KINDS * TLB_MAP
-TLB_BYTES = TLB_LARGE + TLB_KINDS * TLB_MAP
+# And one that stays empty, for user mode under alignment checks: every access takes the path that can check.
+TLB_EMPTY = TLB_LARGE + TLB_KINDS * TLB_MAP
+TLB_BYTES = TLB_EMPTY + TLB_SIZE
 
 # translate(): what kind of access. The access functions take the flags with the size: size | flags << ACCESS_SHIFT.
 READ, WRITE, FETCH = 0, 1, 2

@@ -13,6 +13,8 @@ from ..state import (
     AC,
     BREAK_DATA,
     CPL,
+    CR0,
+    CR0_AM,
     CR4,
     CR4_SMAP,
     MODE,
@@ -29,6 +31,7 @@ from .layout import (
     GENERATION,
     IMPLICIT_SUPERVISOR,
     TLB_ADDEND,
+    TLB_EMPTY,
     TLB_ENTRIES,
     TLB_ENTRY,
     TLB_FETCH,
@@ -66,10 +69,18 @@ def tlb_of(s, access):
     return TLB_SUPERVISOR_AC
 
 
+@compiled
+def checks_alignment(s):
+    """Whether misaligned accesses are #AC (SDM vol. 3, 6.15, interrupt 17)."""
+    wanted = load64(s + CR0) & CR0_AM and load64(s + RFLAGS) & AC
+    return 1 if wanted and load64(s + CPL) == 3 else 0
+
+
 @member
 def select_tlb(s):
-    """Recompute TLB after CPL, RFLAGS.AC or CR4.SMAP changed."""
-    store64(s + TLB, load64(s + TLB_BASE) + tlb_of(s, 0) * TLB_SIZE)
+    """Recompute TLB after CPL, RFLAGS.AC, CR0.AM or CR4.SMAP changed."""
+    at = TLB_EMPTY if checks_alignment(s) else tlb_of(s, 0) * TLB_SIZE
+    store64(s + TLB, load64(s + TLB_BASE) + at)
     return 0
 
 
@@ -82,16 +93,17 @@ def _invalidate(entry):
 
 @member
 def tlb_init(s):
-    """Make the memory at TLB_BASE (TLB_BYTES of it) three empty TLBs."""
+    """Make the memory at TLB_BASE (TLB_BYTES of it) empty TLBs."""
     base = load64(s + TLB_BASE)
     for i in range(TLB_KINDS * TLB_ENTRIES):
         _invalidate(base + i * TLB_ENTRY)
+    for i in range(TLB_ENTRIES):
+        _invalidate(base + TLB_EMPTY + i * TLB_ENTRY)
     for i in range(TLB_KINDS * _MAP_WORDS):
         store64(base + TLB_USED + 8 * i, 0)
         store64(base + TLB_GLOBAL + 8 * i, 0)
         store64(base + TLB_LARGE + 8 * i, 0)
-    store64(s + TLB, base + tlb_of(s, 0) * TLB_SIZE)
-    return 0
+    return select_tlb(s)
 
 
 @member

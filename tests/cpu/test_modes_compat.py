@@ -78,13 +78,10 @@ def test_interrupt_out_of_compatibility_mode(guest: LongMode) -> None:
 def test_call_gate(guest: LongMode, compat: bool) -> None:
     """16 bytes long; SS null with the new level as RPL; frames of 8 bytes; no parameters (5.8.3.1, 5.8.5.1)."""
     guest.write(CODE32 + 0x800, assemble("mov ax, ss; mov rbx, rsp; retfq", CODE32 + 0x800))
-    call = (
-        f".byte 0x9a; .long 0; .word {GATE | 3}"
-        if compat
-        else f"call fword ptr [rip + p]; jmp q; p: .long 0; .word {GATE | 3}; q:"
-    )
-    guest.compatibility(f"{call}; ud2")
-    guest.write(CODE + 0x800, assemble(f"{call}; ud2", CODE + 0x800))
+    if compat:
+        guest.compatibility(f".byte 0x9a; .long 0; .word {GATE | 3}; ud2")
+    call = f"call fword ptr [rip + p]; jmp q; p: .long 0; .word {GATE | 3}; q: ud2"
+    guest.write(CODE + 0x800, assemble(call, CODE + 0x800))
     selector, target = (COMPAT3, CODE32) if compat else (USER_CS, CODE + 0x800)
     guest[S.RAX] = 0x99
     way = f"push {USER_SS}; push {STACK}; push 2; push {selector}; push {target}; iretq"

@@ -322,3 +322,17 @@ def test_pae_paging(guest: Protected) -> None:
     guest.level(0)
     assert guest.execute(text) == S.EXIT_HLT
     assert guest.vector == S.GP
+
+
+def test_alignment_check(guest: Protected) -> None:
+    """CR0.AM and EFLAGS.AC at CPL 3, by the operand's own size (6.15, interrupt 17); not at other levels."""
+    guest[S.CR0] |= S.CR0_AM
+    text = "pushfd; or dword ptr [esp], 0x40000; popfd; mov eax, [0x20004]; mov al, [0x20001]; mov ax, [0x20002];"
+    for access in ("mov eax, [0x20002]", "inc dword ptr [0x20001]", "mov [0x20003], ax"):
+        guest.level(3)
+        assert guest.execute(text + access) == S.EXIT_HLT
+        assert (guest.vector, guest.words(1, 4)) == (S.AC_FAULT, [0])
+        guest.level(0)
+        assert guest.execute(text + access + "; int 0x30") == S.EXIT_HLT
+        assert guest.vector == 0x30
+        guest.rflags = 2

@@ -193,10 +193,11 @@ def finish(s, r):
 
 @compiled
 def batch(s, size, count):
-    """How many of `count` elements INS takes at once: up to the page's end and the buffer's, at least one."""
+    """How many of `count` elements INS takes at once, as KVM's pio_in_emulated: at most the bytes left on the page (not
+    the elements), the buffer's room, at least one."""
     within = load64(s + S.RDI) & 4095
     room = within if load64(s + S.RFLAGS) & S.DF else 4096 - within
-    room = (room if room < INS_BUFFER else INS_BUFFER) // size
+    room = room if room < INS_BUFFER // size else INS_BUFFER // size
     if ult(room, count):
         count = room
     return count if count > 0 else 1

@@ -57,12 +57,13 @@ PROGRAMS = [
     Program("x86_64/kvm_pv_test"),
     Program("x86_64/exit_on_emulation_failure_test"),
     Program("x86_64/tsc_scaling_sync", seconds=240),
-    Program("x86_64/xss_msr_test"),
     Program("x86_64/xapic_state_test", seconds=300),
     Program("x86_64/xapic_ipi_test", seconds=180),
     Program("x86_64/recalc_apic_map_test", seconds=300),
     Program("x86_64/apic_bus_clock_test", seconds=120),
     Program("x86_64/ucna_injection_test"),
+    Program("x86_64/debug_regs"),
+    Program("x86_64/fix_hypercall_test"),
 ]
 
 

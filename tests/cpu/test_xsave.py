@@ -9,6 +9,8 @@ from kvmfs.jit import state as S
 from kvmfs.jit.cpu import features
 from kvmfs.jit.raw import PLAIN
 
+from .test_modes_decode import CODE as CODE32
+from .test_modes_decode import Machine
 from .test_system import System
 
 pytestmark = pytest.mark.skipif(PLAIN, reason="a whole processor is slow in plain Python")
@@ -206,3 +208,21 @@ def test_fast_fxsave(guest: System) -> None:
     guest.user()
     guest.execute("fxsave64 [rbx]; ud2")
     assert guest.read(AREA + 160, 16) == b"\1" * 16
+
+
+def test_outside_64_bit_mode() -> None:
+    """Pointers have selectors, and there are eight vector registers."""
+    machine = Machine(32)
+    machine.write(CODE32, bytes.fromhex("dbe3 d9e8 d843 08 0fae03 f4"))  # fninit; fld1; fadd [ebx+8]; fxsave [ebx]
+    machine.prepare([0, 0, 0, 0x20000, 0x30000, 0, 0, 0], 2)
+    machine[S.CR4] |= S.CR4_OSFXSR
+    machine[S.MXCSR] = 0x1F80
+    for n in range(16):
+        machine.write_cpu(S.VEC + 64 * n, bytes([n + 1]) * 16)
+    machine.write(0x20000, bytes([FILL]) * 512)
+    machine.derive()
+    assert machine.run() == S.EXIT_HLT
+    image = machine.read(0x20000, 512)
+    assert struct.unpack_from("<HIHxxIHxx", image, 6) == (0x043, CODE32 + 4, 8, 0x20008, 8)
+    assert image[160:288] == b"".join(bytes([n + 1]) * 16 for n in range(8))
+    assert image[288:] == bytes([FILL]) * 224

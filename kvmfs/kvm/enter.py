@@ -55,6 +55,8 @@ from kvmfs.kvm.attend import (
     pic_in_kernel,
     wants_window,
 )
+from kvmfs.kvm.bus_error import on_bus_error, this_thread
+from kvmfs.kvm.client_watch import mappings_changed
 from kvmfs.kvm.counting import count_exit
 from kvmfs.kvm.dirty_pages import RESERVE
 from kvmfs.kvm.exits import (
@@ -95,6 +97,7 @@ HAS_RUN, LAPIC, MP_STATE, COMPLETION = Cpu.HAS_RUN, Cpu.LAPIC, Cpu.MP_STATE, Cpu
 APIC_EVENTS, TRIPLE_FAULT, MMIO_DONE, EVENT_LOG = Cpu.APIC_EVENTS, Cpu.TRIPLE_FAULT, Cpu.MMIO_DONE, Cpu.EVENT_LOG
 CLOCK_DUE = Cpu.CLOCK_DUE
 RING, RING_MASK, RING_SOFT, RING_STOP = Cpu.RING, Cpu.RING_MASK, Cpu.RING_SOFT, Cpu.RING_STOP
+THREAD, BUS_ERROR = Cpu.THREAD, Cpu.BUS_ERROR
 RING_DIRTY, RING_RESET = Cpu.RING_DIRTY, Cpu.RING_RESET
 IRQCHIP, VCPUS, VCPU_COUNT = Vm.IRQCHIP, Vm.VCPUS, Vm.VCPU_COUNT
 
@@ -266,6 +269,10 @@ def begin(s):
 def prepare(s):
     """From the client's registers to the guest: AGAIN to go on, or LEAVE with RESULT."""
     run = load64(s + RUN_PAGE)
+    if mappings_changed(load64(s + S.VM)):
+        store64(s + RESULT, service(s, W.NEEDS_NEW_MAPPINGS))
+        return LEAVE
+    store64(s + THREAD, this_thread())
     if load64(s + LAPIC) == 0:
         cr8 = load64(run + CR8)
         if cr8 & ~0xF:
@@ -303,6 +310,14 @@ def run_guest(s):
 
 
 @compiled
+def can_be_repeated(s, reason):
+    """Whether nothing is lost when this exit is not made: the guest comes here again."""
+    if reason == S.EXIT_PIO:
+        return load64(s + S.PIO_STATE) == S.IO_PENDING and load64(s + S.PIO_STRING) == 0
+    return reason == S.EXIT_KICKED or reason == S.EXIT_MMIO_READ
+
+
+@compiled
 def go(s):
     """vcpu_run, once: AGAIN, or LEAVE with RESULT."""
     if load64(s + S.REQUEST) & S.REQ_KICK:
@@ -329,6 +344,9 @@ def go(s):
     share_apic(s)
     reason = run_guest(s)
     unshare_apic(s)
+    if load64(s + BUS_ERROR) != 0 and can_be_repeated(s, reason):
+        store64(s + RESULT, service(s, W.NEEDS_REPAIR))
+        return LEAVE
     return settle(s, reason)
 
 
@@ -376,6 +394,9 @@ def flush_translations(vm):
                 pause()
             syscall(SYS_SCHED_YIELD, 0, 0, 0, 0, 0, 0)
     return 0
+
+
+group.add(on_bus_error)
 
 
 @group.add

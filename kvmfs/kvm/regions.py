@@ -35,12 +35,37 @@ class Owner(Protocol):
 
 @dataclass(slots=True)
 class Piece:
-    """`length` bytes of the client at `address`, here at `host`; 0: they are remote. `owner` keeps them there."""
+    """`length` bytes of the client at `address`, here at `host`; 0: they are remote. `owner` keeps them there.
+
+    `anonymous`: they stand for anonymous memory. `vma`: what the client had mapped at `address`, if that is known.
+    """
 
     address: int
     length: int
     host: int = 0
     owner: Owner | None = None
+    anonymous: bool = False
+    vma: Vma | None = None
+
+    @property
+    def end(self) -> int:
+        return self.address + self.length
+
+    def part(self, start: int, end: int, owner: Owner) -> Piece:
+        """The client's bytes start to end - 1 of it, kept by `owner`."""
+        return Piece(start, end - start, self.host + start - self.address, owner, self.anonymous, self.vma)
+
+
+class Shared:
+    """An owner with several pieces to keep."""
+
+    def __init__(self, owner: Owner, users: int) -> None:
+        self._owner, self._users = owner, users
+
+    def close(self) -> None:
+        self._users -= 1
+        if not self._users:
+            self._owner.close()
 
 
 class Adopted:
@@ -55,7 +80,7 @@ class Adopted:
 
     def piece(self, address: int, length: int, offset: int) -> Piece:
         self._users += 1
-        return Piece(address, length, self.mapping.address + offset, self)
+        return Piece(address, length, self.mapping.address + offset, self, anonymous=True)
 
     def close(self) -> None:
         self._users -= 1
@@ -86,6 +111,8 @@ class Regions:
                 address += piece.length
             for backing in caller.backing(address, end - address) if address < end else ():
                 piece = self._map(caller, backing, readonly)
+                if piece.host:
+                    piece.vma = self._maps.at(piece.address)
                 if not piece.host and pieces and not pieces[-1].host:
                     pieces[-1].length += piece.length
                 else:
@@ -107,7 +134,9 @@ class Regions:
         if vma is None or adopted is None:
             return None
         offset = vma.offset + address - vma.start
-        return adopted.piece(address, min(end, vma.end) - address, offset)
+        piece = adopted.piece(address, min(end, vma.end) - address, offset)
+        piece.vma = vma
+        return piece
 
     def _map(self, caller: Caller, backing: Backing, readonly: bool) -> Piece:
         remote = Piece(backing.address, backing.length)

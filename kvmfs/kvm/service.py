@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kvmfs.kvm.vcpu import Vcpu
 
 EINVAL: Final = -22
+EFAULT: Final = -14
 
 
 def serve(vcpu: Vcpu) -> int | None:
@@ -60,6 +61,22 @@ def _sync_out(vcpu: Vcpu) -> None:
     vcpu.state[Cpu.PHASE] = W.PHASE_STORED
 
 
+# The client's memory -----
+
+
+def _new_mappings(vcpu: Vcpu) -> None:
+    with vcpu.vm.slots_lock:
+        vcpu.vm.changes.revalidate()
+
+
+def _repair(vcpu: Vcpu) -> None:
+    """The guest's access has found nothing: EFAULT, as when KVM cannot fault a page in."""
+    address, vcpu.state[Cpu.BUS_ERROR] = vcpu.state[Cpu.BUS_ERROR], 0
+    with vcpu.vm.slots_lock:
+        vcpu.vm.changes.repair(address)
+    vcpu.end_run(EFAULT)
+
+
 def _event_log(vcpu: Vcpu) -> None:
     fault = vcpu.run.memory_fault
     vcpu.vm.log.write("memory_fault", vcpu=vcpu.id, gpa=fault.gpa, size=fault.size, flags=fault.flags)
@@ -77,6 +94,8 @@ SERVICES: Final = {
     W.NEEDS_WRMSR: msr_access.wrmsr,
     W.NEEDS_HYPERCALL: hypercalls.hypercall,
     W.NEEDS_EVENT_LOG: _event_log,
+    W.NEEDS_NEW_MAPPINGS: _new_mappings,
+    W.NEEDS_REPAIR: _repair,
     W.NEEDS_APIC_EVENTS: events.accept_apic_events,
     W.NEEDS_CLOCK: _clock,
 }

@@ -31,7 +31,7 @@ from kvmfs.kvm.guest_memfd import GuestMemfd
 from kvmfs.kvm.hostcpu import host_cpu
 from kvmfs.kvm.mapping import Mapping
 from kvmfs.kvm.publish import Publisher, Record
-from kvmfs.kvm.regions import Adopted, Piece, Regions, release
+from kvmfs.kvm.regions import Piece, Regions, release
 
 if TYPE_CHECKING:
     from kvmfs.kvm.vm import Vm
@@ -104,7 +104,7 @@ class MemorySlot:
                 host=piece.host,
                 client=piece.address,
                 private=self.private.address + page * PAGE_SIZE if self.private else 0,
-                flags=flags | (mmu.SLOT_ANONYMOUS if isinstance(piece.owner, Adopted) else 0),
+                flags=flags | (mmu.SLOT_ANONYMOUS if piece.anonymous else 0),
                 slot_id=self.id,
                 touched=touched.address if piece.host else 0,
                 dirty=self.dirty.address if self.dirty else 0,
@@ -129,6 +129,9 @@ class Memory:
         self._regions = Regions(vm.maps)
         self._by_id: dict[int, MemorySlot] = {}
         self._by_gfn: list[MemorySlot] = []  # sorted, disjoint
+
+    def __len__(self) -> int:
+        return len(self._by_id)
 
     def __iter__(self) -> Iterator[MemorySlot]:
         return iter(self._by_id.values())
@@ -184,12 +187,14 @@ class Memory:
             raise
         self._insert(slot)
         publisher.change_slots([], slot.records)
+        self._vm.changes.watch()
 
     def delete(self, slot: MemorySlot) -> None:
         self._remove(slot)
         self._vm.publisher.change_slots(slot.records, [])
         self._vm.dirty.forget(slot)
         slot.free()
+        self._vm.changes.watch()
 
     def move(self, slot: MemorySlot, base_gfn: int, flags: int) -> None:
         """The same memory elsewhere; touched pages stay so."""
@@ -223,6 +228,13 @@ class Memory:
         old = slot.records  # to be kept as long as a vCPU may look at them
         slot.build_records(self._vm.publisher)
         self._vm.publisher.change_slots(old, slot.records)
+
+    def replace_pieces(self, slot: MemorySlot, pieces: list[Piece]) -> None:
+        """The slot's client memory is reached otherwise now; all of its pages are to be faulted in again."""
+        before = slot.touched, slot.pieces  # vCPUs may look there until the new ones are published
+        slot.touched, slot.pieces = [], pieces
+        self._republish(slot)
+        del before
 
     def lose_gmem(self, slots: list[MemorySlot]) -> None:
         """The file behind these slots' private side has been closed."""

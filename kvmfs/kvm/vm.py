@@ -18,9 +18,10 @@ from kvmfs.irqchip.board import Board
 from kvmfs.irqchip.chips_state import Chips
 from kvmfs.irqchip.eventfds import Eventfds
 from kvmfs.jit.mmu import layout as mmu
-from kvmfs.kvm import attributes, caps, clock, dirty, guest_memfd, msr_filter, report, slots, stats
+from kvmfs.kvm import attributes, caps, clock, coalesced, dirty, guest_memfd, msr_filter, report, slots, stats
 from kvmfs.kvm.block import Block
 from kvmfs.kvm.caller import Caller
+from kvmfs.kvm.client_changes import ClientChanges
 from kvmfs.kvm.client_maps import ClientMaps
 from kvmfs.kvm.clock import Clock
 from kvmfs.kvm.coalesced import Coalesced
@@ -74,6 +75,7 @@ class Vm:
         self.publisher = Publisher(self.block, native)
         self.memory = Memory(self)
         self.dirty = DirtyTracking(self)
+        self.changes = ClientChanges(self)
         self.coalesced = Coalesced(self)
         self.counters = self.inspection.counters
 
@@ -163,9 +165,12 @@ def preload() -> None:
 
 def create_vm(*, kind: int, client: int, passthrough: bool) -> Vm:
     """The worker's VM, with compiled code behind it."""
+    from kvmfs.kvm import bus_error
     from kvmfs.kvm.compiled import compiled
 
-    return Vm(compiled(), kind, client, shared_pages=passthrough)
+    vm = Vm(compiled(), kind, client, shared_pages=passthrough)
+    bus_error.install(vm.native, vm.block.address)
+    return vm
 
 
 @own.ioctl(ioctls.KVM_CREATE_VCPU)
@@ -250,6 +255,7 @@ TABLE: Final[Table[Vm]] = Table(
     own,
     slots.table,
     dirty.table,
+    coalesced.table,
     stats.vm_table,
     attributes.table,
     guest_memfd.table,

@@ -52,6 +52,8 @@ class Cpu:
     TPR_ACCESS = _at + _l.u64()  # 1: a read of the TPR is to be reported, 2: a write
     TSC_KHZ = _at + _l.u64()
     PV_FEATURES = _at + _l.u64()  # CPUID 0x40000001 EAX as the guest has it
+    THREAD = _at + _l.u64()  # the thread that is in KVM_RUN, or was
+    BUS_ERROR = _at + _l.u64()  # an address of ours where memory of the client was gone (bus_error.py), 0: none
     assert _l.size <= 512
 
 
@@ -68,6 +70,7 @@ class Vm:
     TRIPLE_FAULT_EVENT = _at + _l.u64()
     EXIT_ON_EMULATION_ERROR = _at + _l.u64()
     MAPS_FD = _at + _l.u64()  # the client's /proc/PID/maps plus one, 0: none
+    WATCHES = _at + _l.u64()  # address of what is looked at in the client's mappings (client_watch.Watches)
     COALESCED = _at + _l.u64()  # address of the zones of coalesced MMIO (coalesced_ring.Zones)
     BOARD = _at + _l.u64()  # address of irqchip.words.Board
     assert _l.size <= 256
@@ -93,6 +96,8 @@ NEEDS_HYPERCALL: Final = 5
 NEEDS_EVENT_LOG: Final = 6  # a memory fault is about to be reported
 NEEDS_APIC_EVENTS: Final = 7
 NEEDS_CLOCK: Final = 8
+NEEDS_NEW_MAPPINGS: Final = 9  # the client has mapped something else where a memslot's memory was
+NEEDS_REPAIR: Final = 10  # BUS_ERROR
 
 # COMPLETION
 COMPLETE_NONE: Final = 0

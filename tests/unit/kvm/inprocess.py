@@ -25,6 +25,12 @@ from kvmfs.kvm.vm import create_vm
 from kvmfs.kvm.words import SERVICE
 
 PAGE = 4096
+MAP_FIXED = 0x10
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 MEMORY = 2 << 20  # guest memory, from gpa 0 on
 CODE, STACK, DATA = 0x1000, 0x8000, 0x9000
 TABLES = 0x10000
@@ -49,6 +55,17 @@ class ThisProcess:
         self._kept.append(pages)
         self._files.append((address if shared else 0, size, fd))
         return address
+
+    def map_file(self, size: int, at: int = 0) -> int:
+        """The address of new memory that nobody but the test unmaps; `at`: in place of what is there."""
+        fd = os.memfd_create("memory")
+        os.ftruncate(fd, size)
+        how = mmap.MAP_SHARED | (MAP_FIXED if at else 0)
+        address = libc.mmap(at or None, size, mmap.PROT_READ | mmap.PROT_WRITE, how, fd, 0)
+        if address is None or address == ctypes.c_void_p(-1).value:
+            raise OSError(ctypes.get_errno(), "mmap")
+        self._files.append((address, size, fd))
+        return int(address)
 
     def read(self, address: int, size: int) -> bytes:
         return ctypes.string_at(address, size)

@@ -64,6 +64,19 @@ PROGRAMS = [
     Program("x86_64/ucna_injection_test"),
     Program("x86_64/debug_regs"),
     Program("x86_64/fix_hypercall_test"),
+    Program("coalesced_io_test"),
+    Program("kvm_binary_stats_test"),
+    Program("kvm_page_table_test", ("-b", "16M"), seconds=120),
+    Program("demand_paging_test", ("-b", "16M"), seconds=120),
+    Program("demand_paging_test", ("-b", "8M", "-u", "MISSING"), seconds=120),
+    Program("demand_paging_test", ("-b", "8M", "-u", "MISSING", "-v", "2"), seconds=120),
+    Program("demand_paging_test", ("-b", "8M", "-u", "MINOR", "-s", "shmem"), seconds=120),
+    Program("dirty_log_perf_test", ("-b", "16M", "-v", "2", "-i", "2"), seconds=120),
+    Program("dirty_log_perf_test", ("-b", "16M", "-v", "1", "-i", "2", "-g"), seconds=120),
+    Program("memslot_modification_stress_test", ("-i", "30", "-v", "1"), seconds=120),
+    Program("memslot_perf_test", ("-l", "1", "-r", "1", "-s", "512"), seconds=300),
+    Program("max_guest_memory_test", ("-m", "1", "-s", "1", "-c", "2"), seconds=120),
+    Program("rseq_test", ("-u",), seconds=120),  # -u: not to judge how many runs a machine manages
 ]
 
 

@@ -44,6 +44,7 @@ def exported_names() -> dict[str, int]:
     """Every number of ours that an exported header defines, by its C name."""
     return {
         **{name: value for name, value in tables.EXPORTED_CONSTANTS.items() if name != "KVM_STATS_NAME_SIZE"},
+        "KVM_APIC_REG_SIZE": tables.INTERNAL_CONSTANTS["KVM_APIC_REG_SIZE"],
         **{f"KVM_CAP_{cap.name}": cap for cap in caps.Cap},
         **{f"KVM_EXIT_{exit_.name}": exit_ for exit_ in exits.Exit},
         **{f"KVM_INTERNAL_ERROR_{error.name}": error for error in exits.InternalError},

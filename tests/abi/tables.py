@@ -17,7 +17,7 @@ MODULES = {
 }
 
 # Modules whose constants the kernel keeps to itself; all others are in its exported headers.
-INTERNAL = {"limits", "msr_bits", "msr_index", "hyperv_msrs"}
+INTERNAL = {"apic", "limits", "msr_bits", "msr_index", "hyperv_msrs"}
 
 
 def _constants(module: ModuleType) -> dict[str, int]:

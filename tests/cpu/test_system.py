@@ -294,9 +294,9 @@ def test_too_long_an_instruction(guest: System) -> None:
 
 def test_what_is_not_implemented_is_said(guest: System) -> None:
     """No guess and no #UD: the embedder gets the bytes."""
-    assert guest.execute("nop; movdir64b rax, [rbx]") == S.EXIT_UNIMPLEMENTED
+    assert guest.execute("nop; enqcmd rax, [rbx]") == S.EXIT_UNIMPLEMENTED
     assert guest[S.RIP] == CODE + 1
-    assert guest.read_cpu(S.INSN_BYTES, 4) == bytes.fromhex("660f38f8")
+    assert guest.read_cpu(S.INSN_BYTES, 4) == bytes.fromhex("f20f38f8")
 
 
 def test_fxsave_and_back(guest: System) -> None:

@@ -48,6 +48,8 @@ def inject(s):
     """Deliver what the embedder injected (KVM_SET_VCPU_EVENTS, KVM_INTERRUPT, NMI): 1 while it is still to be done."""
     if load64(s + S.REQUEST) & S.REQ_TLB_FLUSH:
         acknowledge_flush(s)
+    if load64(s + S.EXC_INJECTED) | load64(s + S.EXC_PENDING) == 0:
+        store64(s + S.EXC_PAYLOAD_USE, S.PAYLOAD_BY_VECTOR)  # what was said was of no exception
     if load64(s + S.EXC_INJECTED) != 0:
         store64(s + S.EXC_INJECTED, 0)
         store64(s + S.EXC_PAYLOAD_USE, S.PAYLOAD_DONE)

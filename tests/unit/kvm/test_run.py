@@ -10,7 +10,7 @@ from kvmfs.jit import state as S
 from kvmfs.abi import ioctls
 from kvmfs.abi.caps import Cap
 from kvmfs.abi.exits import Exit
-from kvmfs.abi.vcpu import Interrupt, MpState
+from kvmfs.abi.vcpu import Interrupt, MpState, Sregs, VcpuEvents
 from kvmfs.abi.vm import EnableCap
 from kvmfs.kvm.words import Cpu
 from tests.unit.kvm.inprocess import CODE, MMIO, PAGE, Machine, finish, run_in_thread
@@ -38,6 +38,20 @@ def test_unhandled_exception_shuts_down() -> None:
         machine.set_regs(rcx=0xBAD)
         assert machine.run() == 0
         assert machine.page.exit_reason == Exit.SHUTDOWN
+
+
+@pytest.mark.parametrize("restored", [False, True])
+def test_a_page_fault_is_in_cr2(restored: bool) -> None:
+    """Whatever the client has said before of exceptions that there are not."""
+    machine = Machine("488b03")  # mov rax, [rbx]
+    machine.call(machine.vm, ioctls.KVM_ENABLE_CAP, EnableCap(cap=Cap.EXCEPTION_PAYLOAD, args=(1,)))
+    if restored:
+        events = machine.get(ioctls.KVM_GET_VCPU_EVENTS, VcpuEvents)
+        machine.call(machine.vcpu, ioctls.KVM_SET_VCPU_EVENTS, events)
+    machine.set_regs(rbx=5 << 30)
+    assert machine.run() == 0
+    assert machine.page.exit_reason == Exit.SHUTDOWN
+    assert machine.get(ioctls.KVM_GET_SREGS, Sregs).cr2 == 5 << 30
 
 
 def test_triple_fault_from_the_client() -> None:

@@ -34,6 +34,19 @@ def _assemble(name: str, arity: int, emit: Callable) -> Callable[..., None]:
     return ctypes.CFUNCTYPE(None, *([ctypes.c_int64] * arity))(engine.get_function_address(name))
 
 
+def immediate_copies(instruction: str, argument: int) -> tuple[str, ...]:
+    """Lines for an instruction whose immediate is argument number `argument`, and `i` in its text: 256 copies of it.
+
+    RAX and RDX lead there and back. A copy and its jump are 8 bytes: the instruction may have six.
+    """
+    return (
+        "leaq 1f(%rip), %rax", f"leaq (%rax, ${argument}, 8), %rax", "leaq 2f(%rip), %rdx", "jmp *%rax",
+        ".p2align 3", "1:", ".set kvmfs_immediate, 0", ".rept 256", ".p2align 3",
+        instruction.replace("i,", "$$kvmfs_immediate,", 1), "jmp *%rdx",
+        ".set kvmfs_immediate, kvmfs_immediate + 1", ".endr", "2:",
+    )  # fmt: skip
+
+
 def machine_code(name: str, arity: int, lines: Sequence[str], clobbers: Sequence[str]) -> Callable:
     """The primitive `name(a0, ..., an)`: AT&T lines that name their arguments $0 ... $n, each a general register."""
     constraints = ",".join(["r"] * arity + [f"~{{{register}}}" for register in (*clobbers, "memory", "flags")])

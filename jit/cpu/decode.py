@@ -7,80 +7,15 @@ whether that is the end of the block or of the page.
 
 from .. import state as S
 from ..build import Group, compiled
-from ..raw import load8, load16, load32, load64, sext8, sext16, sext32, store64
+from ..raw import load64, sext8, sext16, sext32, store64
 from . import optable as T
-from . import record as R
-from .emit import UNIMPLEMENTED, emit_instruction, emit_trap
+from .emit import UNIMPLEMENTED, emit_instruction, emit_trap, is_offered
+from .emit_vex import emit_vex
+from .prefix import MAX_LENGTH, begins_vex, prefixes, take, vex_prefix
 
 group = Group("decode", __name__)
 
-MAX_LENGTH = 15  # bytes an instruction may have; beyond is #GP(0)
-
 OK, SHORT, TOO_LONG, ENDS = 0, 1, 2, 3  # decode_one's results
-
-
-@compiled
-def take(s, size):
-    """The next `size` instruction bytes, zero-extended."""
-    cursor = load64(s + S.D_CURSOR)
-    store64(s + S.D_CURSOR, cursor + size)
-    if cursor + size > load64(s + S.D_LIMIT):
-        store64(s + S.D_SHORT, 1)
-        return 0
-    at = load64(s + S.D_BYTES) + cursor
-    if size == 1:
-        return load8(at)
-    if size == 2:
-        return load16(at)
-    if size == 4:
-        return load32(at)
-    return load64(at)
-
-
-@compiled
-def prefixes(s):
-    """Legacy and REX prefixes; returns the first opcode byte. Sets D_REX, D_OSIZE, D_ASIZE, D_PREFIX and company."""
-    long_code = load64(s + S.HFLAGS) & S.MODE_CODE64
-    rex = operand = address = rep = lock = segment = 0
-    while True:
-        byte = take(s, 1)
-        if load64(s + S.D_SHORT) != 0 or load64(s + S.D_CURSOR) - load64(s + S.D_START) > MAX_LENGTH:
-            return 0
-        if byte == 0x66:
-            operand = 1
-        elif byte == 0x67:
-            address = 1
-        elif byte == 0xF0:
-            lock = 1
-        elif byte == 0xF2:
-            rep = R.RECORD_REPNE
-        elif byte == 0xF3:
-            rep = R.RECORD_REP
-        elif byte == 0x64 or byte == 0x65:
-            segment = s + (S.FS if byte == 0x64 else S.GS)
-        elif byte == 0x26 or byte == 0x2E or byte == 0x36 or byte == 0x3E:
-            if long_code == 0:  # null prefixes in 64-bit mode (SDM vol. 2, 2.2.1)
-                segment = s + S.SEGMENTS + S.SEGMENT_SIZE * ((byte >> 3) & 3)
-            elif segment != s + S.FS and segment != s + S.GS:
-                segment = 0
-        elif long_code != 0 and byte & 0xF0 == 0x40:
-            rex = byte
-            continue
-        else:
-            break
-        rex = 0  # only a REX right before the opcode counts
-    default32 = load64(s + S.HFLAGS) & (S.MODE_CODE32 | S.MODE_CODE64)
-    osize = 8 if rex & 8 else (4 if (default32 != 0) != (operand != 0) else 2)
-    asize = (4 if address else 8) if long_code else (4 if (default32 != 0) != (address != 0) else 2)
-    store64(s + S.D_REX, rex)
-    store64(s + S.D_OSIZE, osize)
-    store64(s + S.D_ASIZE, asize)
-    store64(s + S.D_REP, rep)
-    store64(s + S.D_LOCK, lock)
-    store64(s + S.D_SEGMENT, segment)
-    # Column of the maps: a mandatory F3 or F2 wins over 66.
-    store64(s + S.D_PREFIX, 2 if rep == R.RECORD_REP else 3 if rep == R.RECORD_REPNE else operand)
-    return byte
 
 
 @compiled
@@ -128,7 +63,10 @@ def memory32(s, mod, rm):
         sib = take(s, 1)
         scale = sib >> 6
         number = sib >> 3 & 7 | (rex & 2) << 2
-        if number != 4:
+        if load64(s + S.D_VSIB) != 0:
+            index = s + S.VEC + 64 * number
+            store64(s + S.D_VSIB, T.VSIB_SEEN)
+        elif number != 4:
             index = s + S.GPR + 8 * number
         rm = sib & 7
         if rm == 5 and mod == 0:
@@ -211,7 +149,7 @@ def immediate(s, kind, size):
     if kind == T.MOFFS:
         store64(s + S.D_IMM, take(s, load64(s + S.D_ASIZE)))
         return
-    if size == T.SIZE_B or size == T.SIZE_S:
+    if size == T.SIZE_B or size == T.SIZE_S or kind == T.L:
         value = sext8(take(s, 1))
     elif size == T.SIZE_W:
         value = take(s, 2)
@@ -225,39 +163,66 @@ def immediate(s, kind, size):
 
 
 @compiled
-def find_entry(s, opcode):
-    """Entry address for the opcode that starts with `opcode`, groups resolved, ModRM parsed if it has one."""
+def map_of(s, opcode):
+    """The number of the opcode's map, -1 for none; the opcode byte within it is in D_OPCODE."""
     number = 0
-    if opcode == 0x0F:
+    if begins_vex(s, opcode):
+        number, opcode = vex_prefix(s, opcode), take(s, 1)
+    elif opcode == 0x0F:
         number, opcode = 1, take(s, 1)
         if opcode == 0x38:
             number, opcode = 2, take(s, 1)
         elif opcode == 0x3A:
             number, opcode = 3, take(s, 1)
     store64(s + S.D_OPCODE, opcode)
-    position = lookup(s, number, opcode)
-    entry = entry_address(s, position)
-    elsewhere = load64(entry + 8 * T.ELSEWHERE)
+    return number
+
+
+@compiled
+def resolve(s, entry):
+    """An opcode's entry, or the one in its group that ModRM selects."""
+    if load64(entry + 8 * T.SHAPE) != T.GROUP:
+        return entry
+    form = 8 if load64(s + S.D_MOD) == 3 else 0
+    return entry + T.ENTRY_BYTES * (1 + (load64(s + S.D_MODRM) >> 3 & 7) + form)
+
+
+@compiled
+def head_of(s, number):
+    """The entry of the opcode in D_OPCODE, in this mode."""
+    entry = entry_address(s, lookup(s, number, load64(s + S.D_OPCODE)))
+    elsewhere = load64(entry + 8 * T.FIELDS) >> T.ELSEWHERE_SHIFT
     if elsewhere != 0 and load64(s + S.HFLAGS) & S.MODE_CODE64 == 0:
-        entry = entry_address(s, elsewhere)
-    if load64(entry + 8 * T.SHAPE) == T.GROUP:
-        modrm(s)
-        form = 8 if load64(s + S.D_MOD) == 3 else 0
-        return entry + T.ENTRY_BYTES * (1 + (load64(s + S.D_MODRM) >> 3 & 7) + form)
-    if wants_register(load64(entry + 8 * T.KIND1)) or wants_register(load64(entry + 8 * T.KIND2)):
+        return entry_address(s, elsewhere)
+    return entry
+
+
+@compiled
+def find_entry(s, opcode):
+    """Entry address for the opcode that starts with `opcode`, groups resolved, ModRM parsed if it has one."""
+    number = map_of(s, opcode)
+    if number < 0:
+        return entry_address(s, T.UNDEFINED_ENTRY)
+    head = head_of(s, number)
+    if load64(head + 8 * T.ATTRIBUTES) & T.ATTR_VSIB:
+        store64(s + S.D_VSIB, T.VSIB_WANTED)
+    parsed = load64(head + 8 * T.SHAPE) == T.GROUP
+    for index in range(T.OPERANDS):
+        parsed = parsed or wants_modrm(load64(head + 8 * (T.KIND1 + 2 * index)))
+    if wants_register(load64(head + 8 * T.KIND1)) or wants_register(load64(head + 8 * T.KIND2)):
         modrm_register(s)
-    elif (
-        wants_modrm(load64(entry + 8 * T.KIND1))
-        or wants_modrm(load64(entry + 8 * T.KIND2))
-        or wants_modrm(load64(entry + 8 * T.KIND3))
-    ):
+    elif parsed:
         modrm(s)
+    entry = resolve(s, head)
+    if load64(entry + 8 * T.ATTRIBUTES) & T.ATTR_ELSE and not is_offered(s, entry):
+        store64(s + S.D_PREFIX, 0)  # on processors without the feature the prefix has no meaning
+        entry = resolve(s, head_of(s, number))
     return entry
 
 
 @compiled
 def is_immediate(kind):
-    return kind == T.IMM or kind == T.J or kind == T.MOFFS
+    return kind == T.IMM or kind == T.J or kind == T.MOFFS or kind == T.L
 
 
 @group.add
@@ -267,6 +232,8 @@ def decode_one(s):
     store64(s + S.D_START, start)
     store64(s + S.D_SHORT, 0)
     store64(s + S.D_RIP_RELATIVE, 0)
+    store64(s + S.D_VEX, 0)
+    store64(s + S.D_VSIB, 0)
     store64(s + S.D_MOD, 3)
     store64(s + S.D_STACK, 0)
     store64(s + S.D_IMM, 0)
@@ -279,7 +246,7 @@ def decode_one(s):
         osize = load64(s + S.D_OSIZE)
         if attributes & T.ATTR_F64 != 0 or (attributes & T.ATTR_D64 != 0 and osize == 4):
             store64(s + S.D_OSIZE, 8)
-    for index in range(3):
+    for index in range(T.OPERANDS):
         kind = load64(entry + 8 * (T.KIND1 + 2 * index))
         if is_immediate(kind):
             store64(s + S.D_FIRST, load64(s + S.D_IMM))  # ENTER and far pointers have two
@@ -292,4 +259,4 @@ def decode_one(s):
         store64(s + S.D_DISP, load64(s + S.D_DISP) + load64(s + S.D_CURSOR))
     if entry == entry_address(s, 0):
         return emit_trap(s, UNIMPLEMENTED)
-    return emit_instruction(s, entry)
+    return emit_vex(s, entry) if load64(s + S.D_VEX) else emit_instruction(s, entry)

@@ -2,7 +2,7 @@
 
 from .. import state as S
 from ..build import compiled
-from ..raw import load16, load64, memset, store8, store16, store64
+from ..raw import load16, load64, lshr, memset, store8, store16, store64
 from . import optable as T
 from . import record as R
 from .memory import group as memory_group
@@ -16,12 +16,12 @@ OK, SHORT, TOO_LONG, ENDS = 0, 1, 2, 3
 _memory, _move, _trap = memory_group.slots(), move_group.slots(), trap_group.slots()
 
 
-def _by_width(name: str, last: str = "") -> tuple[int, ...]:
-    """Table slots of a memory handler for 8, 16, 32, 64 and 128 bits."""
-    return (*(_memory[f"{name}{width}"] for width in (8, 16, 32, 64)), _memory.get(last, 0))
+def _by_width(name: str, *wider: str) -> tuple[int, ...]:
+    """Table slots of a memory handler for 8, 16, 32, 64 and wider operands."""
+    return (*(_memory[f"{name}{width}"] for width in (8, 16, 32, 64)), *(_memory[other] for other in wider))
 
 
-LOADS, STORES = _by_width("load", "load128"), _by_width("store", "store128")
+LOADS, STORES = _by_width("load", "load128", "load256"), _by_width("store", "store128", "store256")
 RMWS, COMMITS, LOCKED = _by_width("rmw"), _by_width("commit"), _by_width("commit_locked")
 XCHG_MEM = _by_width("xchg_mem")
 POP_MEM = (0, *(_memory[f"pop_mem{width}"] for width in (16, 32, 64)), 0)
@@ -68,7 +68,7 @@ def add_address(s, r):
 
 @compiled
 def width_index(s, size):
-    """0 to 4 for 8, 16, 32, 64, 128 bits."""
+    """0 to 5 for 8, 16, 32, 64, 128, 256 bits."""
     osize = load64(s + S.D_OSIZE)
     if size == T.SIZE_B:
         return 0
@@ -80,6 +80,8 @@ def width_index(s, size):
         return 3
     if size == T.SIZE_X:
         return 4
+    if size == T.SIZE_QQ:
+        return 5
     if size == T.SIZE_Y:
         return 3 if osize == 8 else 2
     return 3 if osize == 8 else 2 if osize == 4 else 1
@@ -129,6 +131,13 @@ def place(s, r, kind, size, scratch):
         return r + R.IMM
     if kind == T.IMM or kind == T.J:
         return r + R.IMM
+    if kind == T.H:
+        return s + S.VEC + 64 * load64(s + S.D_VVVV)
+    if kind == T.B:
+        return s + S.GPR + 8 * load64(s + S.D_VVVV)
+    if kind == T.L:
+        number = load64(s + S.D_IMM) >> 4 & (15 if load64(s + S.HFLAGS) & S.MODE_CODE64 else 7)
+        return s + S.VEC + 64 * number
     return s + S.ZERO
 
 
@@ -277,11 +286,20 @@ def no_such_register(s, entry):
 
 
 @compiled
+def is_offered(s, entry):
+    """Whether the guest has the feature that an entry needs."""
+    bit = (load64(entry + 8 * T.ATTRIBUTES) >> T.FEATURE_SHIFT) - 1
+    return bit < 0 or lshr(load64(s + S.FEATURES + 8 * (bit >> 6)), bit & 63) & 1 != 0
+
+
+@compiled
 def refused(s, entry):
     """The trap that the encoding deserves whatever its operands (SDM vol. 2, exceptions tables), or 0."""
     attributes = load64(entry + 8 * T.ATTRIBUTES)
     hflags = load64(s + S.HFLAGS)
     if load64(entry + 8 * T.SHAPE) == T.UNDEFINED or (attributes & T.ATTR_NO64 and hflags & S.MODE_CODE64):
+        return UNDEFINED
+    if not is_offered(s, entry):
         return UNDEFINED
     if load64(entry + 8 * T.SHAPE) == T.TODO:
         return UNIMPLEMENTED

@@ -11,9 +11,16 @@ NAMES = (
     "FSGSBASE", "SMEP", "SMAP", "UMIP", "INVPCID", "ERMS", "FSRM", "LA57", "PKU", "RDPID", "MWAIT",
     "XSAVEOPT", "XSAVEC", "XGETBV1", "XSAVES", "XSAVEERPTR", "ZERO_FCS_FDS", "FDP_EXCPTN_ONLY",
     "VME",
+    "XMM4_2", "BMI1", "BMI2", "ABM", "ADX", "RDRAND", "RDSEED", "_3DNOWPREFETCH", "CLFLUSHOPT", "CLWB", "CLZERO",
+    "WBNOINVD", "MOVDIRI", "MOVDIR64B", "SERIALIZE",
+    "AVX", "AVX2", "FMA", "F16C", "AES", "PCLMULQDQ", "SHA_NI", "GFNI", "VAES", "VPCLMULQDQ",
 )  # fmt: skip
 
-HOSTED = {"XMM3": "pni", "XMM4_1": "sse4_1"}
+HOSTED = {
+    "XMM3": "pni", "XMM4_1": "sse4_1", "XMM4_2": "sse4_2", "AVX": "avx", "AVX2": "avx", "FMA": "fma", "F16C": "f16c",
+    "RDRAND": "rdrand", "RDSEED": "rdseed", "AES": "aes", "PCLMULQDQ": "pclmulqdq", "SHA_NI": "sha_ni", "GFNI": "gfni",
+    "VAES": "vaes", "VPCLMULQDQ": "vpclmulqdq",
+}  # fmt: skip
 """Features that the host's own instructions make, with its name for them in /proc/cpuinfo (x87 and SSE2: all do)."""
 
 BIT = {name: bit for bit, name in enumerate(NAMES)}

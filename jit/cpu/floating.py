@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from .. import state as S
 from ..build import compiled
-from ..machine_code import machine_code
+from ..machine_code import immediate_copies, machine_code
 from ..raw import load32, load64, lshr, shl, store32, store64
 from .operand import fault
 
@@ -37,11 +37,7 @@ def floating(
 
 def by_immediate(name: str, instruction: str) -> Callable:
     """The same with a fifth argument, the immediate, which the instruction's text has as `i`: 256 copies of it."""
-    copies = (
-        "leaq 1f(%rip), %rax", "leaq (%rax, $4, 8), %rax", "leaq 2f(%rip), %rdx", "jmp *%rax", ".p2align 3", "1:",
-        ".set kvmfs_immediate, 0", ".rept 256", ".p2align 3", instruction.replace("i,", "$$kvmfs_immediate,", 1),
-        "jmp *%rdx", ".set kvmfs_immediate, kvmfs_immediate + 1", ".endr", "2:",
-    )  # fmt: skip
+    copies = immediate_copies(instruction, 4)
     return machine_code(name, 5, (*OPERANDS, *ENTER, *copies, *LEAVE, *RESULT), CLOBBERS)
 
 

@@ -18,6 +18,7 @@ from ..raw import (
     load8,
     load64,
     memcpy,
+    memset,
     shl,
     store8,
     store16,
@@ -162,8 +163,8 @@ for _width in WIDTHS:
     group.add(_commit_locked(_width), f"commit_locked{_width}")
 
 
-def _load_wide(size, aligned):
-    """Vector slot <- memory."""
+def _load_wide(size, aligned, clears=False):
+    """Vector slot <- memory. `clears`: VEX.128 into a register, whose upper half becomes 0."""
 
     def handler(s, r):
         la = effective(s, r, size, 0)
@@ -174,10 +175,12 @@ def _load_wide(size, aligned):
         host = probe(s, la, size, M.TLB_READ)
         if host != 0:
             memcpy(dst(r), host, size)
-            return done(r)
-        if call_slow(s, r, READ_SLOW, la, size, s + S.T3) == 0:
+        elif call_slow(s, r, READ_SLOW, la, size, s + S.T3):
+            memcpy(dst(r), s + S.T3, size)
+        else:
             return 0
-        memcpy(dst(r), s + S.T3, size)
+        if clears:
+            memset(dst(r) + 16, 0, 16)
         return done(r)
 
     return handler
@@ -203,9 +206,12 @@ def _store_wide(size, aligned):
     return handler
 
 
-for _aligned in (False, True):
-    group.add(_load_wide(16, _aligned), f"load128{'a' if _aligned else ''}")
-    group.add(_store_wide(16, _aligned), f"store128{'a' if _aligned else ''}")
+for _aligned, _suffix in ((False, ""), (True, "a")):
+    group.add(_load_wide(16, _aligned), f"load128{_suffix}")
+    group.add(_load_wide(16, _aligned, clears=True), f"load128{_suffix}z")
+    group.add(_load_wide(32, _aligned), f"load256{_suffix}")
+    group.add(_store_wide(16, _aligned), f"store128{_suffix}")
+    group.add(_store_wide(32, _aligned), f"store256{_suffix}")
 
 
 def _lea(width):

@@ -20,7 +20,8 @@ virtual-8086 mode), al (16-byte memory operand must be aligned), cpl0 (#GP unles
 vector move), w16 (16 bits to memory, the operand size to a register), bit (a bit string in memory), xmem, popmem (a
 handler of their own for the memory form), by2 (the second operand's width chooses the handler), noea (the operand is
 decoded, not used), x87 (CR0.EM and CR0.TS forbid it, the record's SRC is FOP), ud (always #UD), todo (valid, not
-implemented: the embedder is told, nothing is guessed).
+implemented: the embedder is told, nothing is guessed), has:NAME (#UD unless the guest has the feature), else (without
+the feature, the instruction is what its opcode is without the prefix).
 """
 
 _ALU = ("add", "or", "adc", "sbb", "and", "sub", "xor", "cmp")
@@ -287,7 +288,8 @@ F3.AE/3r wrgsbase Ry : bare end
 NP.AE/5r barrier : bare
 NP.AE/6r barrier : bare
 NP.AE/7r barrier : bare
-66.AE/7m clflush M : bare
+66.AE/6m clflush M : bare has:CLWB
+66.AE/7m clflush M : bare has:CLFLUSHOPT else
 AF imul2_ Gv Ev
 B0 cmpxchg Eb Gb : lock
 B1 cmpxchg Ev Gv : lock
@@ -297,7 +299,7 @@ B4 lfs Gv M : bare end
 B5 lgs Gv M : bare end
 B6 movzx@_8 Gv Eb : w
 B7 movzx@_16 Gv Ew : w
-F3.B8 popcnt Gv Ev : w
+F3.B8 popcnt Gv Ev : w has:POPCNT
 B9 ud1 Gv Ev : bare ud
 BA/4 bt Ev Ib : r
 BA/5 bts Ev Ib : lock
@@ -306,8 +308,8 @@ BA/7 btc Ev Ib : lock
 BB btc Ev Gv : lock bit
 BC bsf Gv Ev
 BD bsr Gv Ev
-F3.BC tzcnt Gv Ev : w
-F3.BD lzcnt Gv Ev : w
+F3.BC tzcnt Gv Ev : w has:BMI1 else
+F3.BD lzcnt Gv Ev : w has:ABM else
 BE movsx@_8 Gv Eb : w
 BF movsx@_16 Gv Ew : w
 C0 xadd Eb Gb : lock
@@ -317,8 +319,8 @@ C7/1m cmpxchg8b M : bare end lock cx8
 NP.C7/3m xrstors M : bare end
 NP.C7/4m xsavec M : bare end
 NP.C7/5m xsaves M : bare end
-C7/6r rdrand Rv : w
-C7/7r rdseed Rv : w
+C7/6r rdrand Rv : w has:RDRAND
+C7/7r rdseed Rv : w has:RDSEED
 F2.C7/1m cmpxchg8b M : bare end lock cx8
 F3.C7/1m cmpxchg8b M : bare end lock cx8
 F3.C7/7r rdpid Rq : bare
@@ -332,8 +334,12 @@ F3.F0m no_movbe Gv Ev : bare ud
 F3.F1m no_movbe Ev Gv : bare ud
 F0m movbe Gv Ev : w has:MOVBE
 F1m movbe Ev Gv : w has:MOVBE
-F2.F0 crc32_@_8 Gy Eb : has:SSE42
-F2.F1 crc32_@_% Gy Ev : by2 has:SSE42
+F2.F0 crc32_@_8 Gy Eb : has:XMM4_2
+F2.F1 crc32_@_% Gy Ev : by2 has:XMM4_2
+66.F6 adcx Gy Ey : has:ADX
+F3.F6 adox Gy Ey : has:ADX
+66.F8m movdir64b Gq M : bare end has:MOVDIR64B
+NP.F9m mov Ey Gy : w has:MOVDIRI
 66.82m invpcid Gy M : bare end cpl0
 """
 

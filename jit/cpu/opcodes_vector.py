@@ -160,6 +160,20 @@ MAP_38 = (
 66.34 pmovzxwq Vx Wd : bare w
 66.35 pmovzxdq Vx Wq : bare w
 """
+    + """
+66.CF gf2p8mulb Vx Wx : bare has:GFNI
+66.DB aesimc Vx Wx : bare w has:AES
+66.DC aesenc Vx Wx : bare has:AES
+66.DD aesenclast Vx Wx : bare has:AES
+66.DE aesdec Vx Wx : bare has:AES
+66.DF aesdeclast Vx Wx : bare has:AES
+NP.C8 sha1nexte Vx Wx : bare has:SHA_NI
+NP.C9 sha1msg1 Vx Wx : bare has:SHA_NI
+NP.CA sha1msg2 Vx Wx : bare has:SHA_NI
+NP.CB sha256rnds2 Vx Wx : bare has:SHA_NI
+NP.CC sha256msg1 Vx Wx : bare has:SHA_NI
+NP.CD sha256msg2 Vx Wx : bare has:SHA_NI
+"""
     + _run(0x41, "phminposuw")
     + _run(0x1C, "pabsb pabsw pabsd")
     + _run(0x28, "pmuldq pcmpeqq - packusdw")
@@ -187,5 +201,14 @@ MAP_3A = (
 66.40 dpps Vx Wx Ib : bare
 66.41 dppd Vx Wx Ib : bare
 66.42 mpsadbw Vx Wx Ib : bare
+66.44 pclmulqdq Vx Wx Ib : bare has:PCLMULQDQ
+66.60 pcmpestrm Vx Wx Ib : bare r un has:XMM4_2
+66.61 pcmpestri Vx Wx Ib : bare r un has:XMM4_2
+66.62 pcmpistrm Vx Wx Ib : bare r un has:XMM4_2
+66.63 pcmpistri Vx Wx Ib : bare r un has:XMM4_2
+NP.CC sha1rnds4 Vx Wx Ib : bare has:SHA_NI
+66.CE gf2p8affineqb Vx Wx Ib : bare has:GFNI
+66.CF gf2p8affineinvqb Vx Wx Ib : bare has:GFNI
+66.DF aeskeygenassist Vx Wx Ib : bare w has:AES
 """
 )

@@ -1,8 +1,8 @@
 """The opcode rows of opcodes.py compiled into the arrays that the decoder reads.
 
-Two tables: MAPS[map][prefix][opcode] -> entry number (0: nothing known), and ENTRIES of 16 words each. An opcode whose
-meaning depends on the ModRM reg field, or on register against memory form, has a head and 16 entries in a row: reg,
-then reg + 8 for the register form.
+Two tables: MAPS[map][prefix][opcode] -> entry number (0: nothing known, 1: #UD), and ENTRIES of 16 words each. An
+opcode whose meaning depends on the ModRM reg field, or on register against memory form, has a head and 16 entries in a
+row: reg, then reg + 8 for the register form.
 """
 
 import ctypes
@@ -10,35 +10,43 @@ import re
 from dataclasses import dataclass, field
 
 from .. import build
-from . import opcodes, opcodes_mmx, opcodes_x87
+from . import features, opcodes, opcodes_mmx, opcodes_x87
 from . import opcodes_vector as opcodes_sse
 
 # Entry words
-SHAPE, ATTRIBUTES, KIND1, SIZE1, KIND2, SIZE2, KIND3, SIZE3 = range(8)
-SLOTS = 8  # five words: table slot by width of the first operand: 8, 16, 32, 64, 128 bits; 0: none
-ELSEWHERE = 13  # entry number of the row that holds outside 64-bit mode, 0: this one
+SHAPE, ATTRIBUTES = 0, 1  # the number of the feature that the guest must have, plus 1, is in ATTRIBUTES from bit 32
+KIND1, SIZE1, KIND2, SIZE2, KIND3, SIZE3, KIND4, SIZE4 = range(2, 10)
+OPERANDS = 4
+SLOTS = 10  # five words: table slot by width of the first operand: 8, 16, 32, 64, 128 bits or more; 0: none
+FIELDS = 15  # VEX rows: the record field of each operand's address, a byte each
+ELSEWHERE_SHIFT = 32  # in the same word: entry number of the row that holds outside 64-bit mode, 0: this one
 WORDS = 16
 ENTRY_BYTES = 8 * WORDS
+FEATURE_SHIFT = 32
 
-NONE, E, G, IMM, Z, A, D, C, ONE, J, M, MOFFS, S, K, T, V, W, U, R, X, P, Q, N = range(23)
-KINDS = dict(zip("EGIZADC1JMOSKTVWURXPQN", range(1, 23), strict=True))
-SIZE_B, SIZE_W, SIZE_D, SIZE_Q, SIZE_V, SIZE_Y, SIZE_Z, SIZE_X, SIZE_S, SIZE_NONE = range(10)
-SIZES = dict(zip("bwdqvyzxs", range(9), strict=True)) | {"": SIZE_NONE}
+NONE, E, G, IMM, Z, A, D, C, ONE, J, M, MOFFS, S, K, T, V, W, U, R, X, P, Q, N, H, B, L = range(26)
+KINDS = dict(zip("EGIZADC1JMOSKTVWURXPQNHBL", range(1, 26), strict=True))
+SIZE_B, SIZE_W, SIZE_D, SIZE_Q, SIZE_V, SIZE_Y, SIZE_Z, SIZE_X, SIZE_S, SIZE_NONE, SIZE_QQ = range(11)
+SIZES = dict(zip("bwdqvyzxs", range(9), strict=True)) | {"": SIZE_NONE, "dq": SIZE_X, "qq": SIZE_QQ}
 
 # Shapes: how records are laid out for the operands
 BARE, OPERATE, MOVE, ONE_SOURCE, ADDRESS, XCHG, POP_MEM, BIT, NOP, UNDEFINED, TODO, GROUP, W16 = range(13)
 
-ATTRIBUTE_BITS = {
-    name: 1 << bit
-    for bit, name in enumerate(
-        ["w", "r", "lock", "end", "d64", "f64", "no64", "al", "cpl0", "sse", "x87", "mmx", "pm", "em", "by2"]
-    )
-}
+_ATTRIBUTES = (
+    "w", "r", "lock", "end", "d64", "f64", "no64", "al", "cpl0", "sse", "x87", "mmx", "pm", "em", "by2",
+    "else", "avx", "vvvv", "vsib",
+)  # fmt: skip
+ATTRIBUTE_BITS = {name: 1 << bit for bit, name in enumerate(_ATTRIBUTES)}
 ATTR_W, ATTR_R, ATTR_LOCK, ATTR_END, ATTR_D64, ATTR_F64, ATTR_NO64, ATTR_AL = (1 << i for i in range(8))
 ATTR_CPL0, ATTR_SSE, ATTR_X87, ATTR_MMX, ATTR_PM, ATTR_EM, ATTR_BY2 = (1 << i for i in range(8, 15))
+ATTR_ELSE, ATTR_AVX, ATTR_VVVV, ATTR_VSIB = (1 << i for i in range(15, 19))
 WIDTHS = (8, 16, 32, 64, 128)
 PREFIXES = {"NP": 0, "66": 1, "F3": 2, "F2": 3}
-MAP_COUNT = 4
+# Maps: one-byte, 0F, 0F 38, 0F 3A; then the last three under VEX, for each value of VEX.W, then of VEX.L
+LEGACY_MAPS, ESCAPES = 4, 3
+MAP_COUNT = LEGACY_MAPS + ESCAPES * 4
+UNKNOWN_ENTRY, UNDEFINED_ENTRY = 0, 1
+VSIB_WANTED, VSIB_SEEN = 1, 2  # D_VSIB
 
 
 @dataclass
@@ -52,6 +60,7 @@ class Row:
     mnemonic: str
     operands: list[str]
     attributes: set[str] = field(default_factory=set)
+    fields: int = 0  # of VEX rows: optable_vex.record_fields
 
 
 _HEAD = re.compile(r"(?:(NP|66|F3|F2)\.)?([0-9A-F]{2})(\+r|\+cc)?(?:/([0-7]))?([mr]?)$")
@@ -120,20 +129,27 @@ def handler_names(row: Row) -> list[str]:
     return names
 
 
+def feature_number(row: Row) -> int:
+    """1 + the bit of the feature that the row needs (`has:NAME`); 0 for none."""
+    return next((1 + features.BIT[name[4:]] for name in row.attributes if name.startswith("has:")), 0)
+
+
 def _entry(row: Row, slots: dict[str, int]) -> list[int]:
     words = [0] * WORDS
     words[SHAPE] = _shape(row)
     words[ATTRIBUTES] = sum(ATTRIBUTE_BITS.get(name, 0) for name in row.attributes)
-    for index, operand in enumerate(row.operands[:3]):
+    words[ATTRIBUTES] |= feature_number(row) << FEATURE_SHIFT
+    for index, operand in enumerate(row.operands[:OPERANDS]):
         words[KIND1 + 2 * index] = KINDS[operand[0]]
         words[SIZE1 + 2 * index] = SIZES[operand[1:]]
     for index, name in enumerate(handler_names(row)):
         words[SLOTS + index] = slots.get(name, 0)
+    words[FIELDS] = row.fields
     return words
 
 
 def all_maps() -> list[list[Row]]:
-    """Parsed rows of the four maps: one-byte, 0F, 0F 38, 0F 3A."""
+    """Parsed rows of the four legacy maps: one-byte, 0F, 0F 38, 0F 3A."""
     vector = opcodes_vector()
     texts = (opcodes.ONE_BYTE + opcodes_x87.ONE_BYTE, opcodes.TWO_BYTE, opcodes.MAP_38, opcodes.MAP_3A)
     return [parse(text) + vector[number] for number, text in enumerate(texts)]
@@ -148,12 +164,22 @@ def opcodes_vector() -> list[list[Row]]:
     return [sse_rows + mmx_rows for sse_rows, mmx_rows in zip(maps, mmx, strict=True)]
 
 
+def vex_maps() -> list[list[Row]]:
+    """The maps under VEX, a module of their own."""
+    from .optable_vex import vex_maps as maps
+
+    return maps()
+
+
 def build_tables() -> ctypes.Array:
     """One block of memory: the maps, then the entries."""
     slots = build.slots()
-    maps = [[[0] * 256 for _ in PREFIXES] for _ in range(MAP_COUNT)]
-    entries: list[list[int]] = [[0] * WORDS]
-    for number, rows in enumerate(all_maps()):
+    maps = [[[UNKNOWN_ENTRY] * 256 for _ in PREFIXES] for _ in range(LEGACY_MAPS)]
+    maps += [[[UNDEFINED_ENTRY] * 256 for _ in PREFIXES] for _ in range(MAP_COUNT - LEGACY_MAPS)]
+    entries: list[list[int]] = [[0] * WORDS, [UNDEFINED] + [0] * (WORDS - 1)]
+    rows_of_maps = [*all_maps(), *vex_maps()]  # kept: rows are told apart by identity
+    places: dict[tuple[int, ...], int] = {}
+    for number, rows in enumerate(rows_of_maps):
         cells: dict[tuple[str, int], list[Row]] = {}
         for row in rows:
             cells.setdefault((row.prefix, row.opcode), []).append(row)
@@ -161,12 +187,14 @@ def build_tables() -> ctypes.Array:
         for (prefix, opcode), members in sorted(cells.items(), key=lambda cell: cell[0][0] != ""):
             if prefix == "NP" and members[0].reg is not None:  # without a prefix these are there besides the others
                 members = cells.get(("", opcode), []) + members
-            only64 = [row for row in members if "o64" in row.attributes]
-            position = len(entries)
-            entries.extend(_cell(only64 or members, slots))
-            if only64:
-                entries[position][ELSEWHERE] = len(entries)
-                entries.extend(_cell([row for row in members if row not in only64], slots))
+            same = tuple(map(id, members))  # most VEX rows are in the maps of both values of W
+            position = places.setdefault(same, len(entries))
+            if position == len(entries):
+                only64 = [row for row in members if "o64" in row.attributes]
+                entries.extend(_cell(only64 or members, slots))
+                if only64:
+                    entries[position][FIELDS] |= len(entries) << ELSEWHERE_SHIFT
+                    entries.extend(_cell([row for row in members if row not in only64], slots))
             for column in PREFIXES.values() if not prefix else [PREFIXES[prefix]]:
                 maps[number][column][opcode] = position
     words = [word for prefix_maps in maps for column in prefix_maps for word in column]
@@ -185,12 +213,14 @@ def _group(members: list[Row], slots: dict[str, int]) -> list[list[int]]:
     """A head entry, then one for each reg value in memory form, then one each in register form."""
     head = [0] * WORDS
     head[SHAPE] = GROUP
+    head[ATTRIBUTES] = ATTR_VSIB if any("vsib" in row.attributes for row in members) else 0
     cells: list[list[int]] = [[UNDEFINED] + [0] * (WORDS - 1) for _ in range(16)]
     for row in members:
+        entry = _entry(row, slots)
         for reg in range(8) if row.reg is None else [row.reg]:
             for form, base in (("m", 0), ("r", 8)):
                 if row.form in ("", form):
-                    cells[base + reg] = _entry(row, slots)
+                    cells[base + reg] = entry
     return [head, *cells]
 
 
@@ -198,7 +228,7 @@ def missing() -> list[str]:
     """Handlers that rows name and no group has; for the test that keeps the maps honest."""
     slots = build.slots()
     absent = []
-    for rows in all_maps():
+    for rows in [*all_maps(), *vex_maps()]:
         for row in rows:
             if _shape(row) in (TODO, UNDEFINED, MOVE, NOP) or slots.keys() & set(handler_names(row)):
                 continue

@@ -82,16 +82,19 @@ def _with_immediate(operation):
 
 
 def _dot_product(operation, multiply, add, elements):
-    """With exceptions unmasked, products and sums are made one after the other: each may raise its own."""
+    """f(s, r, x, y, imm) -> 1 with the dot product in T2, or 0 with #XM raised.
+
+    With exceptions unmasked, products and sums are made one after the other: each may raise its own.
+    """
     bits, count = elements
     size, sums = bits // 8, count // 2
     product_precision, sum_precision = _precision("mul", elements), _precision("hadd", elements)
 
-    def handler(s, r):
-        d, imm, a, b, result = dst(r), load8(r + IMM), s + S.T2 + 16, s + S.T2 + 32, s + S.T2
+    def lane(s, r, x, y, imm):
+        a, b, result = s + S.T2 + 16, s + S.T2 + 32, s + S.T2
         if not all_masked(s):
-            memcpy(a, d, 16)
-            memcpy(b, src(r), 16)
+            memcpy(a, x, 16)
+            memcpy(b, y, 16)
             for i in range(count):
                 if imm >> 4 + i & 1 == 0:
                     memset(a + size * i, 0, size)
@@ -106,10 +109,20 @@ def _dot_product(operation, multiply, add, elements):
                 add(result, a, a, begin(s))
                 if finish(s, r, result, bits, count) == 0:
                     return settle(s, before, sum_precision(s, a, a)) if matters(s, before) else 0
-        operation(result, d, src(r), begin(s), imm)
+        operation(result, x, y, begin(s), imm)
         if all_masked(s):
             finish(s, r, result, bits, count)
-        memcpy(d, result, 16)
+        return 1
+
+    return compiled(lane)
+
+
+def _by_dot_product(lane):
+    def handler(s, r):
+        d = dst(r)
+        if lane(s, r, d, src(r), load8(r + IMM)) == 0:
+            return 0
+        memcpy(d, s + S.T2, 16)
         return done(r)
 
     return handler
@@ -129,6 +142,7 @@ def _compare(operation):
 
 
 _operations = {}
+DOT_PRODUCTS = {}
 for _table in (ARITHMETIC, OTHER):
     for _name in (f"{stem}{suffix}" for stem, types in _table.items() for suffix in types):
         _operations[_name] = floating(f"host_{_name}", f"{_name} %xmm1, %xmm0")
@@ -147,7 +161,8 @@ for _name in (f"{stem}{suffix}" for stem, types in IMMEDIATE.items() for suffix 
 for _type in PACKED:
     _operation = by_immediate(f"host_dp{_type}", f"dp{_type} i, %xmm1, %xmm0")
     _steps = _operations[f"mul{_type}"], _operations[f"hadd{_type}"]
-    group.add(_dot_product(_operation, *_steps, ELEMENTS[_type]), f"dp{_type}")
+    DOT_PRODUCTS[_type] = _dot_product(_operation, *_steps, ELEMENTS[_type])
+    group.add(_by_dot_product(DOT_PRODUCTS[_type]), f"dp{_type}")
 for _name in COMPARE:
     _flags = ("lahf", "movzbl %ah, %eax", "movl %eax, ($0)")  # no other instruction between writes flags
     group.add(_compare(floating(f"host_{_name}", f"{_name} %xmm1, %xmm0", result=_flags)), _name)

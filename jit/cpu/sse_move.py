@@ -111,37 +111,42 @@ group.add(_move_part(load64, store64, 8, 0), "movhps")
 group.add(_move_part(load64, store64, 0, 8), "movhlps")
 
 
-for _name, _handler in SHUFFLES.items():
-    group.add(_handler, _name)
-
-
-# Single elements, blends, masks -----
-
-
-def _blend(bits):
-    load, store = LOAD[bits], STORE[bits]
-
+def _shuffle(body):
     def handler(s, r):
-        imm = load8(r + IMM)
-        for i in range(128 // bits):
-            if imm >> i & 1:
-                store(dst(r) + i * bits // 8, load(src(r) + i * bits // 8))
+        body(s, dst(r), dst(r), src(r), load8(r + IMM))
         return done(r)
 
     return handler
 
 
-def _blend_by_sign(name, bits):
-    """dst = src where the lane of XMM0 is negative."""
+for _name, _body in SHUFFLES.items():
+    group.add(_shuffle(_body), _name)
+
+
+# Single elements, blends, masks -----
+
+
+def _blend_by_sign(bits):
+    """Lanes of b where the lane of the mask is negative, else of a."""
     spread = vector_op(f"spread{bits}", bits, lambda x, y: y.negative())
 
+    def body(s, d, a, b, mask):
+        wide = s + S.T2
+        spread(wide, wide, mask)
+        p, q = load64(wide), load64(wide + 8)
+        low, high = load64(b) & p | load64(a) & ~p, load64(b + 8) & q | load64(a + 8) & ~q
+        store64(d, low)
+        store64(d + 8, high)
+
+    return compiled(body)
+
+
+BLENDS_BY_SIGN = {"pblendvb": _blend_by_sign(8), "blendvps": _blend_by_sign(32), "blendvpd": _blend_by_sign(64)}
+
+
+def _blend_by_xmm0(body):
     def handler(s, r):
-        d, a, mask = dst(r), src(r), s + S.T2
-        low, high = load64(a), load64(a + 8)
-        spread(mask, mask, s + XMM0)
-        p, q = load64(mask), load64(mask + 8)
-        store64(d, low & p | load64(d) & ~p)
-        store64(d + 8, high & q | load64(d + 8) & ~q)
+        body(s, dst(r), dst(r), src(r), s + XMM0)
         return done(r)
 
     return handler
@@ -170,10 +175,8 @@ def _extract(bits):
 for _suffix, _bits in LANE.items():
     group.add(_insert(_bits), f"pinsr{_suffix}")
     group.add(_extract(_bits), f"pextr{_suffix}")
-for _name, _bits in (("pblendw", 16), ("blendps", 32), ("blendpd", 64)):
-    group.add(_blend(_bits), _name)
-for _name, _bits in (("pblendvb", 8), ("blendvps", 32), ("blendvpd", 64)):
-    group.add(_blend_by_sign(_name, _bits), _name)
+for _name, _body in BLENDS_BY_SIGN.items():
+    group.add(_blend_by_xmm0(_body), _name)
 
 
 def _insertps(from_memory):
@@ -195,7 +198,7 @@ group.add(_insertps(from_memory=True), "insertps_mem")
 
 
 @compiled
-def _byte_signs(word):
+def byte_signs(word):
     """The top bits of a word's 8 bytes as an 8-bit number: a product brings them together."""
     return lshr((lshr(word, 7) & 0x0101010101010101) * 0x0102040810204080, 56)
 
@@ -203,7 +206,7 @@ def _byte_signs(word):
 @group.add
 def pmovmskb(s, r):
     a = src(r)
-    put32(dst(r), _byte_signs(load64(a)) | _byte_signs(load64(a + 8)) << 8)
+    put32(dst(r), byte_signs(load64(a)) | byte_signs(load64(a + 8)) << 8)
     return done(r)
 
 

@@ -4,13 +4,14 @@ from .. import state as S
 from ..build import Group, compiled
 from ..machine_code import machine_code
 from ..mmu.group import TLB_FLUSH
-from ..raw import call2, fence, load8, load32, load64, lshr, rdtsc, shl, store64, syscall, umulh, zext32
+from ..raw import call2, fence, load8, load16, load32, load64, lshr, rdtsc, shl, store64, umulh, zext32
 from . import features
 from .access import linear_rip, noncanonical, write_mem
+from .cache_line import clear_line, move_line
 from .flags import set_arithmetic
 from .fpu_image import in_use
 from .operand import PUT, done, dst, fault, leave_next, rip_here
-from .record import AUX, NEXT, OFFSET, OSIZE
+from .record import AUX, FLAGS, NEXT, OFFSET, OSIZE, RECORD_REP, RECORD_REPNE
 from .supervisor import derive_mode
 
 group = Group("system", __name__)
@@ -201,6 +202,8 @@ MWAIT_WORD, MWAIT_BIT = features.word("MWAIT"), features.mask("MWAIT")
 SMAP_WORD, SMAP_BIT = features.word("SMAP"), features.mask("SMAP")
 RDTSCP_WORD, RDTSCP_BIT = features.word("RDTSCP"), features.mask("RDTSCP")
 RDPID_WORD, RDPID_BIT = features.word("RDPID"), features.mask("RDPID")
+SERIALIZE_WORD, SERIALIZE_BIT = features.word("SERIALIZE"), features.mask("SERIALIZE")
+CLZERO_WORD, CLZERO_BIT = features.word("CLZERO"), features.mask("CLZERO")
 PKU_WORD, PKU_BIT = features.word("PKU"), features.mask("PKU")
 XGETBV1_WORD, XGETBV1_BIT = features.word("XGETBV1"), features.mask("XGETBV1")
 
@@ -283,8 +286,11 @@ def xgetbv_group(s, r):
 
 @group.add
 def pkru_group(s, r):
-    """RDPKRU, WRPKRU."""
+    """RDPKRU, WRPKRU, SERIALIZE."""
     number = load8(r + AUX)
+    prefixed = load16(r + FLAGS) & (RECORD_REP | RECORD_REPNE)
+    if number == 0 and prefixed == 0 and has(s, SERIALIZE_WORD, SERIALIZE_BIT):
+        return leave_next(s, r)
     if (number != 6 and number != 7) or load64(s + S.CR4) & S.CR4_PKE == 0 or not has(s, PKU_WORD, PKU_BIT):
         return fault(s, r, S.UD, 0, 0)
     if zext32(load64(s + S.RCX)) != 0 or (number == 7 and zext32(load64(s + S.RDX)) != 0):
@@ -299,7 +305,7 @@ def pkru_group(s, r):
 
 @group.add
 def swapgs_group(s, r):
-    """SWAPGS, RDTSCP."""
+    """SWAPGS, RDTSCP, CLZERO."""
     number = load8(r + AUX)
     if number == 0 and load64(s + S.HFLAGS) & S.MODE_CODE64:
         if load64(s + S.CPL) != 0:
@@ -315,6 +321,8 @@ def swapgs_group(s, r):
         set_edx_eax(s, guest_tsc(s))
         store64(s + S.RCX, zext32(load64(s + S.TSC_AUX)))
         return leave_next(s, r)
+    if number == 4 and has(s, CLZERO_WORD, CLZERO_BIT):
+        return clear_line(s, r)
     return fault(s, r, S.UD, 0, 0)
 
 
@@ -359,21 +367,24 @@ def barrier(s, r):
     return leave_next(s, r)
 
 
-def _random(width):
-    """RDRAND, RDSEED: from the kernel's generator; CF says that there was enough, and there always is."""
+def _random(width, source):
+    """RDRAND, RDSEED by the host's: CF tells whether there was a number; else the destination is 0."""
     put = PUT[width]
 
     def handler(s, r):
-        store64(s + S.T0, 0)
-        got = syscall(SYS_GETRANDOM, s + S.T0, 8, 0, 0, 0, 0)
-        put(dst(r), load64(s + S.T0) if got == 8 else 0)
-        set_arithmetic(s, 1 if got == 8 else 0)
+        store64(s + S.T1, 0)
+        source(s + S.T0, s + S.T1)
+        put(dst(r), load64(s + S.T0))
+        set_arithmetic(s, load64(s + S.T1))
         return done(r)
 
     return handler
 
 
-SYS_GETRANDOM = 318
-for _width in (16, 32, 64):
-    group.add(_random(_width), f"rdrand{_width}")
-    group.add(_random(_width), f"rdseed{_width}")
+for _name in ("rdrand", "rdseed"):
+    _source = machine_code(f"host_{_name}", 2, (f"{_name} %rax", "movq %rax, ($0)", "setc ($1)"), ("rax",))
+    for _width in (16, 32, 64):
+        group.add(_random(_width, _source), f"{_name}{_width}")
+
+
+group.add(move_line, "movdir64b")

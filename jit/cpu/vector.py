@@ -46,6 +46,13 @@ class Lanes:
         """A mask of the lanes whose top bit is set."""
         return self.constant(0).greater(self, True)
 
+    def shifted(self, counts, kind: str):
+        """Each lane shifted by its own count: "left", "right" or "arithmetic"; one too large shifts all out."""
+        most = self.constant(self.bits - 1)
+        if kind == "arithmetic":
+            return self.shift_each(counts.minimum(most, False), kind)
+        return self.shift_each(counts & most, kind) & ~counts.greater(most, False)
+
     def clamp(self, low: int, high: int):
         """Each lane, read as signed, brought into [low, high]."""
         return self.maximum(self.constant(low), True).minimum(self.constant(high), True)
@@ -109,6 +116,11 @@ class PlainLanes(Lanes):
 
     def arithmetic_right(self, n):
         return PlainLanes([v >> n for v in self._signed()], self.bits)
+
+    def shift_each(self, counts, kind):
+        values = self._signed() if kind == "arithmetic" else self.values
+        pairs = zip(values, counts.values, strict=True)
+        return PlainLanes([v << n if kind == "left" else v >> n for v, n in pairs], self.bits)
 
     def widen(self, bits, signed):
         return PlainLanes(self._signed() if signed else self.values, bits)
@@ -182,6 +194,10 @@ class LlvmLanes(Lanes):
 
     def arithmetic_right(self, n):
         return self._make(self.builder.ashr(self.value, self._count(n)))
+
+    def shift_each(self, counts, kind):
+        shift = {"left": self.builder.shl, "right": self.builder.lshr, "arithmetic": self.builder.ashr}[kind]
+        return self._make(shift(self.value, counts.value))
 
     def widen(self, bits, signed):
         extend = self.builder.sext if signed else self.builder.zext

@@ -194,5 +194,6 @@ def _set_xcrs(vcpu: Vcpu, caller: Caller, arg: Xcrs) -> None:
             if not xstate.is_valid_xcr0(entry.value, vcpu.cpuid.supported_xcr0):
                 fail(errno.EINVAL)
             vcpu.state[S.XCR0] = entry.value
+            vcpu.state.derive()
             vcpu.update_cpuid_runtime()
             break

@@ -36,6 +36,7 @@ class Form:
     third: str = ""
     imm: int = 0
     undefined: int = 0
+    wide: bool = False  # VEX.L
 
     def __str__(self) -> str:
         return f"{self.handler} {self.code.hex(' ')}"
@@ -76,6 +77,7 @@ def contexts(seed: str, count: int = COUNT) -> np.ndarray:
     made = np.zeros(count, native.CONTEXT)
     made["gpr"] = interesting(rng, count * 16).reshape(count, 16)
     made["vector"] = interesting(rng, count * 32).reshape(count, 16, 2)
+    made["upper"] = interesting(rng, count * 32).reshape(count, 16, 2)
     made["flags"] = rng.integers(0, 1 << 12, count, np.uint64) & np.uint64(ARITHMETIC) | np.uint64(2)
     made["gpr"][:, native.RSP] = 0
     made["mxcsr"][:, 0] = MXCSR_INIT
@@ -89,12 +91,14 @@ def by_handler(form: Form, start: np.ndarray) -> np.ndarray:
     for n in range(16):
         slot = (S.VEC + 64 * n) // 8
         machines.state[:, slot : slot + 2] = start["vector"][:, n].view(np.int64)
+        machines.state[:, slot + 2 : slot + 4] = start["upper"][:, n].view(np.int64)
     machines.set_flags(start["flags"])
     machines.word(S.MXCSR)[:] = start["mxcsr"][:, 0]
     for field, operand in ((R.DST, form.dst), (R.SRC, form.src), (R.BASE_PTR, form.third)):
         if operand:
             machines.field(field)[:] = machines.operand(operand)
     machines.field(R.IMM)[:] = form.imm
+    machines.byte(R.AUX)[:] = form.wide
     after = machines.run(form.handler)
 
     end = np.zeros(len(start), native.CONTEXT)
@@ -102,6 +106,7 @@ def by_handler(form: Form, start: np.ndarray) -> np.ndarray:
     for n in range(16):
         slot = (S.VEC + 64 * n) // 8
         end["vector"][:, n] = machines.state[:, slot : slot + 2].view(np.uint64)
+        end["upper"][:, n] = machines.state[:, slot + 2 : slot + 4].view(np.uint64)
     end["flags"] = machines.flags().view(np.uint64)
     end["mxcsr"][:, 0] = machines.word(S.MXCSR)
     faulted = after == 0
@@ -126,7 +131,7 @@ def check(form: Form, start: np.ndarray | None = None) -> None:
         side["flags"] &= mask
         side["mxcsr"][:, 1] = 0
         stopped = side["signal"] != 0
-        for part in ("gpr", "flags", "vector"):
+        for part in ("gpr", "flags", "vector", "upper"):
             side[part][stopped] = start[part][stopped]
     wrong = np.flatnonzero(expected != found)
     assert len(wrong) == 0, f"{form}: {len(wrong)} of {len(start)}\n" + describe(
@@ -137,7 +142,7 @@ def check(form: Form, start: np.ndarray | None = None) -> None:
 def describe(start: np.void, expected: np.void, found: np.void) -> str:
     """What differs, in one case."""
     lines = []
-    for part in ("gpr", "vector", "flags", "mxcsr", "signal"):
+    for part in ("gpr", "vector", "upper", "flags", "mxcsr", "signal"):
         for index in np.ndindex(start[part].shape):
             values = [int(side[part][index]) for side in (start, expected, found)]
             if values[1] != values[2] or (part == "gpr" and index[0] in (0, 1, 2, 3, 6, 8)):

@@ -60,6 +60,8 @@ class Guest:
         self[S.BLOCK_ARENA] = self[S.BLOCK_NEXT] = self._arena.address
         self[S.BLOCK_END] = self._arena.address + BLOCK_ARENA
         self[S.TSC_RATIO], self[S.MAXPHYADDR] = 1 << 32, 48
+        for word in range(4):  # every feature
+            self[S.FEATURES + 8 * word] = -1
         self.enter_long_mode()
 
     def _poke(self, address: int, value: int) -> None:

@@ -24,7 +24,19 @@ REGISTERS |= {f"xmm{n}": S.VEC + 64 * n for n in range(16)}
 
 @functools.cache
 def _group_of(handler: str) -> build.Group:
-    for name in ("alu", "shift", "muldiv", "move", "bits", "branch", "sse_move", "string", "sse_float", "sse_convert"):
+    for name in (
+        "alu",
+        "shift",
+        "muldiv",
+        "move",
+        "bits",
+        "branch",
+        "sse_move",
+        "string",
+        "sse_float",
+        "sse_convert",
+        "vex",
+    ):
         group = importlib.import_module(build.GROUP_MODULES[name]).group
         if handler in group.members:
             return group

@@ -13,20 +13,37 @@ import mmap
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
+FIELDS: dict[str, object] = {
+    "gpr": ("<u8", 16),
+    "flags": "<u8",
+    "signal": "<u8",
+    "mxcsr": ("<u4", 2),
+    "vector": ("<u8", (16, 2)),
+    "upper": ("<u8", (16, 2)),  # bits 128 to 255 of the vector registers
+    "memory": ("<u8", 16),  # 64-byte aligned in arrays that `blank` makes; the first half for aligned operands
+}
+OFFSETS = {"gpr": 0, "flags": 128, "signal": 136, "mxcsr": 144, "vector": 160, "upper": 416, "memory": 704}
 CONTEXT = np.dtype(
-    [("gpr", "<u8", 16), ("flags", "<u8"), ("signal", "<u8"), ("vector", "<u8", (16, 2)), ("mxcsr", "<u4", 2)],
+    {"names": list(FIELDS), "formats": list(FIELDS.values()), "offsets": list(OFFSETS.values()), "itemsize": 832}
 )
-X87_CONTEXT = np.dtype([*CONTEXT.descr, ("", "<u8"), ("fx", "u1", 512), ("memory", "u1", 128)])
-FLAGS, SIGNAL, VECTOR, MXCSR = (
-    CONTEXT.fields[name][1]  # type: ignore[index]
-    for name in ("flags", "signal", "vector", "mxcsr")
+FX = CONTEXT.itemsize
+X87_CONTEXT = np.dtype(
+    {
+        "names": [*FIELDS, "fx"],
+        "formats": [*(FIELDS | {"memory": ("u1", 128)}).values(), ("u1", 512)],
+        "offsets": [*OFFSETS.values(), FX],
+        "itemsize": FX + 512,
+    }
 )
-FX = X87_CONTEXT.fields["fx"][1]  # type: ignore[index]
+FLAGS, SIGNAL, VECTOR, MXCSR = (OFFSETS[name] for name in ("flags", "signal", "vector", "mxcsr"))
 FXSAVE, FXRSTOR, LDMXCSR, STMXCSR = range(4)
 RSP, RDI = 4, 7
+HAS_AVX = " avx " in Path("/proc/cpuinfo").read_text()
+VEXTRACTF128, VINSERTF128, VZEROUPPER = 0x19, 0x18, b"\xc5\xf8\x77"
 RESERVED_FLAG = 2
 SA_SIGINFO, SA_NODEFER = 4, 0x40000000
 FAULTS = (signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGBUS)
@@ -36,6 +53,24 @@ def _modrm(opcode: bytes, reg: int, base: int, disp: int, prefix: bytes = b"", w
     """`opcode reg, [base + disp32]`; base is RDI, RDX or RAX."""
     rex = 0x40 | (8 if wide else 0) | (4 if reg > 7 else 0)
     return prefix + bytes([rex]) + opcode + bytes([0x80 | (reg & 7) << 3 | base]) + disp.to_bytes(4, "little")
+
+
+def _upper_halves(opcode: int) -> bytes:
+    """VINSERTF128 or VEXTRACTF128 of every register, from or to the context at RDI."""
+    code = b""
+    for n in range(16 if HAS_AVX else 0):
+        inverted = 0x63 if n > 7 else 0xE3
+        third = (n ^ 15) << 3 | 5 if opcode == VINSERTF128 else 0x7D
+        at = (OFFSETS["upper"] + 16 * n).to_bytes(4, "little")
+        code += bytes([0xC4, inverted, third, opcode, 0x80 | (n & 7) << 3 | RDI]) + at + b"\x01"
+    return code
+
+
+def blank(count: int) -> np.ndarray:
+    """Zeroed contexts, 64-byte aligned."""
+    space = np.zeros(count * CONTEXT.itemsize + 64, np.uint8)
+    skip = -space.ctypes.data % 64
+    return space[skip : skip + count * CONTEXT.itemsize].view(CONTEXT)
 
 
 def _thunk(instruction: bytes, dtype: np.dtype) -> tuple[bytes, int]:
@@ -52,6 +87,7 @@ def _thunk(instruction: bytes, dtype: np.dtype) -> tuple[bytes, int]:
         step += _modrm(b"\x0f\xae", FXRSTOR, RDI, FX)
     for n in range(16):
         step += _modrm(b"\x0f\x10", n, RDI, VECTOR + 16 * n, wide=False)  # movups xmm, [rdi + ...]
+    step += _upper_halves(VINSERTF128)
     step += _modrm(b"\x0f\xae", STMXCSR, RDI, MXCSR + 4, wide=False)
     step += _modrm(b"\x0f\xae", LDMXCSR, RDI, MXCSR, wide=False)
     step += b"\xff\xb7" + FLAGS.to_bytes(4, "little") + b"\x9d"  # push [rdi + flags]; popfq
@@ -63,6 +99,7 @@ def _thunk(instruction: bytes, dtype: np.dtype) -> tuple[bytes, int]:
         step += _modrm(b"\x89", n, RDI, 8 * n)
     for n in range(16):
         step += _modrm(b"\x0f\x11", n, RDI, VECTOR + 16 * n, wide=False)
+    step += _upper_halves(VEXTRACTF128)
     step += b"\x8f\x47" + bytes([8 * RDI])  # pop [rdi + ...]
     step += b"\x9c\x8f\x87" + FLAGS.to_bytes(4, "little")  # pushfq; pop [rdi + flags]
     step += b"\xeb\x01"  # over the next instruction
@@ -75,7 +112,16 @@ def _thunk(instruction: bytes, dtype: np.dtype) -> tuple[bytes, int]:
     step += b"\xfc\x48\x81\xc7" + dtype.itemsize.to_bytes(4, "little")  # cld; add rdi, size
     step += b"\x48\xff\x0c\x24"  # dec qword [rsp]
     back = -(len(step) + 6)
-    code = entry + step + b"\x0f\x85" + back.to_bytes(4, "little", signed=True) + b"\x5e" + pop + b"\xc3"
+    code = (
+        entry
+        + step
+        + b"\x0f\x85"
+        + back.to_bytes(4, "little", signed=True)
+        + b"\x5e"
+        + pop
+        + (VZEROUPPER if HAS_AVX else b"")
+        + b"\xc3"
+    )
 
     # void handler(rdi = signal, rsi, rdx = ucontext): registers are at ucontext + 40, RSP the 16th and RIP the 17th
     handler = _modrm(b"\x8b", 0, 2, 40 + 15 * 8) + b"\x48\x8b\x00"  # rax = context

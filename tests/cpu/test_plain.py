@@ -11,7 +11,7 @@ import pytest
 from kvmfs.jit.raw import PLAIN
 
 HERE = Path(__file__).parent
-SUITES = ("test_integer.py", "test_sse.py", "test_branch.py", "test_string.py", "test_float.py")
+SUITES = ("test_integer.py", "test_sse.py", "test_branch.py", "test_string.py", "test_float.py", "test_vex_handlers.py")
 
 
 @pytest.mark.skipif(PLAIN, reason="this run is plain already")

@@ -215,9 +215,3 @@ def deliver_exception(s):
 def derive(s):
     """Recompute what follows from the architectural state, after the embedder has changed it."""
     return derive_mode(s)
-
-
-@group.add
-def software_interrupt(s, vector):
-    """INT n with RIP already past it: 1, or 0 with LEAVE set."""
-    return deliver(s, vector, -1, SOFTWARE)

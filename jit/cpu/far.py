@@ -5,22 +5,18 @@ A transfer is worked out in NEW_CS, NEW_RIP, NEW_SS and NEW_RSP (gate.py); it ha
 
 from .. import state as S
 from ..build import Group, compiled
-from ..raw import call4, load8, load64, lshr, store64, zext32
-from .access import effective, peek_value, push_value, read_mem, set_rsp, truncate
+from ..raw import call4, load8, load64, lshr, store64
+from .access import effective, peek_value, push_value, read_mem, truncate
 from .descriptor import (
-    UNUSABLE,
     attributes,
-    code_descriptor,
     copy_segment,
-    data_descriptor,
     load_real,
     load_segment,
     mixed,
-    nullify_stack,
     read_descriptor,
     selector_fault,
 )
-from .flags import set_arithmetic
+from .far_return import far_return, iret_real, pop_frame, refused_in_v86, return_real, return_to_v86
 from .gate import (
     commit,
     current_stack,
@@ -39,8 +35,6 @@ from .task import BY_CALL, BY_IRET, BY_JMP, TASK_SWITCH, read_link
 
 group = Group("far", __name__)
 
-# What IRET and POPF may change besides the arithmetic flags; VM is for IRET alone, and of its own
-CHANGEABLE = S.TF | S.IF | S.DF | S.NT | S.RF | S.AC | S.ID | S.VIF | S.VIP | S.IOPL
 CALL_GATE16, TASK_GATE, CALL_GATE32 = 4, 5, 12
 TSS16, TSS32 = 1, 9
 
@@ -224,115 +218,6 @@ for _name, _call in (("jmp_far", 0), ("call_far", 1)):
 
 
 @compiled
-def pop_frame(s, r, size, with_flags):
-    """NEW_RIP, NEW_CS's selector, and for IRET the flags in T0, from the stack, RSP unchanged: 1, or 0 to leave."""
-    store64(s + S.RIP, rip_here(s, r))
-    if peek_value(s, r, 0, size) == 0:
-        return 0
-    store64(s + S.NEW_RIP, load64(s + S.T3))
-    if peek_value(s, r, size, size) == 0:
-        return 0
-    store64(s + S.NEW_CS + S.SEL, load64(s + S.T3) & 0xFFFF)
-    if with_flags:
-        if peek_value(s, r, 2 * size, size) == 0:
-            return 0
-        store64(s + S.T0, load64(s + S.T3))
-    return 1
-
-
-@compiled
-def set_flags(s, value, allowed, size):
-    """The arithmetic flags and those in `allowed`, the upper half only from more than 16 bits."""
-    if size == 2:
-        allowed &= 0xFFFF
-    store64(s + S.RFLAGS, load64(s + S.RFLAGS) & ~allowed | value & allowed)
-    set_arithmetic(s, value)
-
-
-@compiled
-def return_real(s, r, size, depth):
-    """RET and IRET of real and virtual-8086 mode, CS:IP popped already: 1, or 0 to leave."""
-    selector = load64(s + S.NEW_CS + S.SEL)
-    copy_segment(s + S.NEW_CS, s + S.CS)
-    load_real(s, s + S.NEW_CS, selector)
-    if leads_outside(s):
-        return fault(s, r, S.GP, 0, 1)
-    copy_segment(s + S.CS, s + S.NEW_CS)
-    set_rsp(s, load64(s + S.RSP) + depth)
-    leave_to(s, load64(s + S.NEW_RIP))
-    return 1
-
-
-@compiled
-def outer_stack(s, r, size, depth, level):
-    """NEW_SS:NEW_RSP <- the stack to go back to: 1, or 0 to leave. NEW_CS is there already."""
-    if peek_value(s, r, depth, size) == 0:
-        return 0
-    stack = load64(s + S.T3)
-    if peek_value(s, r, depth + size, size) == 0:
-        return 0
-    selector = load64(s + S.T3) & 0xFFFF
-    store64(s + S.NEW_RSP, stack)
-    if selector & 0xFFFC == 0:
-        to64 = load64(s + S.HFLAGS) & S.MODE_LONG and load64(s + S.NEW_CS + S.ATTR) >> 13 & 1
-        if to64 == 0 or level == 3 or selector & 3 != level:
-            return fault(s, r, S.GP, 0, 1)
-        nullify_stack(s, s + S.NEW_SS, selector, level)
-        return 1
-    if data_descriptor(s, selector, level, 1, S.GP, 0) == 0:
-        return 0
-    return load_segment(s, s + S.NEW_SS, selector, load64(s + S.T1))
-
-
-@compiled
-def hide_inner_data(s, level):
-    """Data segments that an outer level may not use become null (SDM vol. 2, RET); a base in FS or GS stays."""
-    for number in (0, 3, 4, 5):
-        seg = s + S.SEGMENTS + S.SEGMENT_SIZE * number
-        attr = load64(seg + S.ATTR)
-        if attr & UNUSABLE == 0 and (attr >> 5 & 3) < level and attr & 0xC != 0xC:
-            store64(seg + S.SEL, 0)
-            store64(seg + S.LIMIT, 0)
-            store64(seg + S.ATTR, UNUSABLE)
-
-
-@compiled
-def far_return(s, r, size, release, with_flags):
-    """RETF and IRET in protected mode, CS:RIP popped already; RSP and SS too in 64-bit IRET or to an outer level."""
-    cpl, selector, flags = load64(s + S.CPL), load64(s + S.NEW_CS + S.SEL), load64(s + S.T0)
-    level, depth = selector & 3, (3 if with_flags else 2) * size + release
-    if selector & 0xFFFC != 0 and level < cpl:
-        return selector_fault(s, S.GP, selector, 0)
-    if code_descriptor(s, selector, S.GP, 0) == 0:
-        return 0
-    if load_segment(s, s + S.NEW_CS, selector, load64(s + S.T1)) == 0:
-        return 0
-    pops_stack = level != cpl or (with_flags and load64(s + S.HFLAGS) & S.MODE_CODE64)
-    if pops_stack:
-        if outer_stack(s, r, size, depth, level) == 0:
-            return 0
-        if with_flags == 0:
-            store64(s + S.NEW_RSP, load64(s + S.NEW_RSP) + release)
-    else:
-        current_stack(s)
-        store64(s + S.NEW_RSP, load64(s + S.RSP) + depth)
-    if leads_outside(s):
-        return fault(s, r, S.GP, 0, 1)
-    if with_flags:
-        allowed = CHANGEABLE & ~(S.VIF | S.VIP | S.IOPL | S.IF)
-        if cpl == 0:
-            allowed |= S.VIF | S.VIP | S.IOPL
-        if cpl <= (load64(s + S.RFLAGS) >> 12 & 3):
-            allowed |= S.IF
-        set_flags(s, flags, allowed, size)
-        store64(s + S.NMI_MASKED, 0)
-    if level > cpl:
-        hide_inner_data(s, level)
-    commit(s, level)
-    return 0
-
-
-@compiled
 def ret_far_any(s, r, release):
     size = load8(r + OSIZE)
     if pop_frame(s, r, size, 0) == 0:
@@ -354,52 +239,6 @@ def ret_far(s, r):
     return ret_far_any(s, r, 0)
 
 
-@compiled
-def return_to_v86(s, r):
-    """IRET at CPL 0 with VM set in the flags that it pops: then follow ESP, SS, ES, DS, FS, GS."""
-    target = zext32(load64(s + S.NEW_RIP))
-    for number in range(6):
-        if peek_value(s, r, 12 + 4 * number, 4) == 0:
-            return 0
-        store64(s + S.FRAME + 8 * number, load64(s + S.T3))
-    if target > 0xFFFF:
-        return fault(s, r, S.GP, 0, 1)
-    set_flags(s, load64(s + S.T0), CHANGEABLE | S.VM86, 4)
-    load_real(s, s + S.CS, load64(s + S.NEW_CS + S.SEL))
-    load_real(s, s + S.SS, load64(s + S.FRAME + 8) & 0xFFFF)
-    load_real(s, s + S.ES, load64(s + S.FRAME + 16) & 0xFFFF)
-    load_real(s, s + S.DS, load64(s + S.FRAME + 24) & 0xFFFF)
-    load_real(s, s + S.FS, load64(s + S.FRAME + 32) & 0xFFFF)
-    load_real(s, s + S.GS, load64(s + S.FRAME + 40) & 0xFFFF)
-    store64(s + S.RSP, load64(s + S.FRAME))
-    store64(s + S.NMI_MASKED, 0)
-    derive_mode(s)
-    return leave_to(s, target)
-
-
-@compiled
-def iret_real(s, r, size):
-    """IRET of real and virtual-8086 mode; in the latter IOPL is out of reach, and must be 3 unless VME helps."""
-    v86, iopl = load64(s + S.HFLAGS) & S.MODE_V86, load64(s + S.RFLAGS) >> 12 & 3
-    flags, allowed = load64(s + S.T0), CHANGEABLE & ~(S.VIF | S.VIP)
-    virtual = v86 and iopl != 3
-    if virtual:
-        pending = load64(s + S.RFLAGS) & S.VIP and flags & S.IF
-        if load64(s + S.CR4) & S.CR4_VME == 0 or size != 2 or pending or flags & S.TF:
-            return fault(s, r, S.GP, 0, 1)
-    if v86:
-        allowed &= ~S.IOPL
-    if return_real(s, r, size, 3 * size) == 0:
-        return 0
-    if virtual:
-        allowed &= ~S.IF
-        store64(s + S.RFLAGS, load64(s + S.RFLAGS) & ~S.VIF | (S.VIF if flags & S.IF else 0))
-    set_flags(s, flags, allowed, size)
-    store64(s + S.NMI_MASKED, 0)
-    derive_mode(s)
-    return 0
-
-
 @group.add
 def iret(s, r):
     size, hflags = load8(r + OSIZE), load64(s + S.HFLAGS)
@@ -410,6 +249,8 @@ def iret(s, r):
         if read_link(s) == 0:
             return 0
         return switch_task(s, r, load64(s + S.T3) & 0xFFFF, BY_IRET)
+    if refused_in_v86(s, size):
+        return fault(s, r, S.GP, 0, 1)
     if pop_frame(s, r, size, 1) == 0:
         return 0
     if hflags & S.MODE_PROTECTED == 0:

@@ -8,7 +8,7 @@ from .debug import is_debuggers, leave_debug, trap
 from .descriptor import load_real
 from .exception import SOFTWARE
 from .exception import group as exception_group
-from .far import CHANGEABLE, set_flags
+from .far_return import CHANGEABLE, refused_in_v86, refuses_flags, restricted_v86, set_flags, set_virtual_if
 from .flags import of, rflags, set_arithmetic
 from .operand import fault, leave_next, leave_to, rip_here, rip_next
 from .record import IMM, NEXT, OFFSET, OSIZE
@@ -155,18 +155,12 @@ def sti(s, r):
     return leave_next(s, r)
 
 
-@compiled
-def restricted_v86(s):
-    """Virtual-8086 mode with an IOPL below 3: PUSHF, POPF and the like are not the program's, or VIF is its IF."""
-    return 1 if load64(s + S.HFLAGS) & S.MODE_V86 and load64(s + S.RFLAGS) & S.IOPL != S.IOPL else 0
-
-
 @group.add
 def pushf(s, r):
     size, flags = load8(r + OSIZE), rflags(s) & ~(S.VM86 | S.RF)
+    if refused_in_v86(s, size):
+        return fault(s, r, S.GP, 0, 1)
     if restricted_v86(s):
-        if load64(s + S.CR4) & S.CR4_VME == 0 or size != 2:
-            return fault(s, r, S.GP, 0, 1)
         flags = flags & ~S.IF | S.IOPL | (S.IF if flags & S.VIF else 0)
     return leave_next(s, r) if push_value(s, r, flags, size) else 0
 
@@ -175,7 +169,7 @@ def pushf(s, r):
 def popf(s, r):
     """What may change depends on CPL and IOPL (SDM vol. 2, POPF)."""
     size, old, restricted = load8(r + OSIZE), load64(s + S.RSP), restricted_v86(s)
-    if restricted and (load64(s + S.CR4) & S.CR4_VME == 0 or size != 2):
+    if refused_in_v86(s, size):
         return fault(s, r, S.GP, 0, 1)
     if pop_value(s, r, size) == 0:
         return 0
@@ -184,10 +178,10 @@ def popf(s, r):
     if load64(s + S.CPL) == 0:
         allowed |= S.IOPL
     if restricted:
-        if value & S.TF or (value & S.IF and load64(s + S.RFLAGS) & S.VIP):
+        if refuses_flags(s, value):
             store64(s + S.RSP, old)
             return fault(s, r, S.GP, 0, 1)
-        store64(s + S.RFLAGS, load64(s + S.RFLAGS) & ~S.VIF | (S.VIF if value & S.IF else 0))
+        set_virtual_if(s, value)
     elif io_privileged(s):
         allowed |= S.IF
     store64(s + S.RFLAGS, load64(s + S.RFLAGS) & ~S.RF)

@@ -22,8 +22,7 @@ DELIVER, DELIVER_EXCEPTION = exception_group.slot("deliver"), exception_group.sl
 @compiled
 def interruptible(s):
     """Whether an external interrupt may be delivered now."""
-    blocked = load64(s + S.INTR_SHADOW) | load64(s + S.DEBUGGER) & S.DEBUG_BLOCK_IRQS
-    return 1 if load64(s + S.RFLAGS) & S.IF and blocked == 0 else 0
+    return 1 if load64(s + S.RFLAGS) & S.IF and load64(s + S.INTR_SHADOW) == 0 else 0
 
 
 @compiled
@@ -78,14 +77,14 @@ def take_events(s):
         if not goes_on(s):
             return 0
     if interruptible(s):
-        if load64(s + S.INTR_REQUEST) != 0:
+        if load64(s + S.INTR_REQUEST) != 0 and load64(s + S.DEBUGGER) & S.DEBUG_BLOCK_IRQS == 0:
             if not deliver_event(s, load64(s + S.INTR_REQUEST) - 1, EXTERNAL):
                 return 0
             store64(s + S.INTR_REQUEST, 0)
             store64(s + S.IRQS_TAKEN, load64(s + S.IRQS_TAKEN) + 1)
             if not goes_on(s):
                 return 0
-        elif load64(s + S.IRQ_WINDOW) != 0:
+        elif load64(s + S.INTR_REQUEST) == 0 and load64(s + S.IRQ_WINDOW) != 0:
             return leave_exit(s, S.EXIT_IRQ_WINDOW)
     waiting = load64(s + S.INTR_REQUEST) | load64(s + S.IRQ_WINDOW) | load64(s + S.NMI_PENDING)
     if waiting == 0:

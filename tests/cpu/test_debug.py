@@ -405,6 +405,14 @@ def test_blocked_interrupts(guest: Debugged) -> None:
     assert guest.frame()["vector"] == 0x50
 
 
+def test_blocked_interrupts_leave_the_window_open(guest: Debugged) -> None:
+    """What is blocked is injection: the embedder is still told when the guest would take an interrupt."""
+    guest.debug(block=True)
+    guest[S.IRQ_WINDOW], guest[S.REQUEST] = 1, S.REQ_EVENT
+    assert guest.execute("sti; nop; nop; hlt") == S.EXIT_IRQ_WINDOW
+    assert guest[S.RIP] == CODE + 2
+
+
 # Payloads
 
 

@@ -105,7 +105,10 @@ def set_events(cpu: Vcpu, events: VcpuEvents) -> None:
     state[S.EXC_INJECTED], state[S.EXC_PENDING] = bool(injected), bool(pending)
     state[S.EXC_VECTOR], state[S.EXC_HAS_ERROR] = exception.nr, bool(exception.has_error_code)
     state[S.EXC_ERROR] = exception.error_code
-    state[S.EXC_PAYLOAD_USE] = S.PAYLOAD_APPLIES if has_payload else S.PAYLOAD_DONE
+    if injected or pending:
+        state[S.EXC_PAYLOAD_USE] = S.PAYLOAD_APPLIES if has_payload else S.PAYLOAD_DONE
+    else:  # the next exception is the processor's own
+        state[S.EXC_PAYLOAD_USE] = S.PAYLOAD_BY_VECTOR
     state[S.EXC_PAYLOAD] = events.exception_payload
     state[S.INTR_INJECTED], state[S.INTR_SOFT] = bool(events.interrupt.injected), bool(events.interrupt.soft)
     state[S.INTR_VECTOR] = events.interrupt.nr

@@ -50,7 +50,7 @@ def set_regs(vcpu: Vcpu, regs: Regs) -> None:
         state[at] = getattr(regs, name)
     state[S.RIP] = regs.rip
     state.rflags = regs.rflags
-    state[S.EXC_PENDING] = 0
+    state[S.EXC_PENDING], state[S.EXC_PAYLOAD_USE] = 0, S.PAYLOAD_BY_VECTOR
     state.derive()
 
 

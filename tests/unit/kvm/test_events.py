@@ -9,7 +9,7 @@ from kvmfs.jit import state as S
 
 from kvmfs.abi import ioctls, vcpu
 from kvmfs.abi.caps import Cap
-from kvmfs.abi.vcpu import Interrupt, MpState, VcpuEvents
+from kvmfs.abi.vcpu import Interrupt, MpState, Regs, VcpuEvents
 from kvmfs.kvm.vcpu import Vcpu
 from kvmfs.kvm.vm import Vm
 from kvmfs.kvm.words import Cpu
@@ -97,3 +97,14 @@ def test_mp_state(vm: Vm, client: FakeClient, state: int, plain: int, with_lapic
     assert client.fails(other.vcpus[0], ioctls.KVM_SET_MP_STATE, MpState(mp_state=state)) == with_lapic
     if not with_lapic:
         assert get(client, other.vcpus[0], ioctls.KVM_GET_MP_STATE, MpState).mp_state == (0 if state == 4 else state)
+
+
+def test_the_next_exception_is_the_processors_own(vcpu: Vcpu, client: FakeClient) -> None:
+    """What a client says of no exception at all does not keep a later page fault from CR2."""
+    vcpu.queue_exception(14, 2)
+    assert vcpu.state[S.EXC_PAYLOAD_USE] == S.PAYLOAD_DONE
+    client.call(vcpu, SET_EVENTS, VcpuEvents())
+    assert vcpu.state[S.EXC_PAYLOAD_USE] == S.PAYLOAD_BY_VECTOR
+    vcpu.queue_exception(14, 2)
+    client.call(vcpu, ioctls.KVM_SET_REGS, get(client, vcpu, ioctls.KVM_GET_REGS, Regs))
+    assert (vcpu.state[S.EXC_PENDING], vcpu.state[S.EXC_PAYLOAD_USE]) == (0, S.PAYLOAD_BY_VECTOR)

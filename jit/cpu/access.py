@@ -107,15 +107,33 @@ def probe(s, la, size, kind):
 
 @compiled
 def misaligned(la, size):
-    """Whether an operand of a natural size does not lie at a multiple of it."""
-    return 1 if size & (size - 1) == 0 and size <= 16 and la & (size - 1) else 0
+    """Whether an operand does not lie where one of its size should (SDM vol. 3, table 6-7)."""
+    unit = 1
+    if size & (size - 1) == 0 and size <= 16:
+        unit = size
+    elif size == 10:  # an 80-bit number
+        unit = 8
+    elif size == 28 or size == 108:  # x87 environments and states
+        unit = 4
+    elif size == 14 or size == 94:
+        unit = 2
+    return la & (unit - 1)
+
+
+@compiled
+def alignment_fault(s, r, la, size):
+    """1 with #AC raised, if misaligned accesses are checked. An address that is not canonical is another fault's."""
+    if misaligned(la, size) and checks_alignment(s) and noncanonical(s, la, size) == 0:
+        fault(s, r, S.AC_FAULT, 0, 1)
+        return 1
+    return 0
 
 
 @compiled
 def call_slow(s, r, slot, la, size, pointer):
     """An out-of-line access through the function table, with RIP precise for what it may raise."""
-    if misaligned(la, size & 0xFFFF) and checks_alignment(s):
-        return fault(s, r, S.AC_FAULT, 0, 1)
+    if alignment_fault(s, r, la, size & 0xFFFF):
+        return 0
     store64(s + S.RIP, rip_here(s, r))
     flags = (load16(r + FLAGS) & (RECORD_STACK | RECORD_NO_MMIO)) << FLAGS_SHIFT
     return call4(load64(load64(s + S.FUNCTIONS) + 8 * slot), s, la, size | flags, pointer)

@@ -11,7 +11,7 @@ from ..mmu import layout as M
 from ..mmu.group import PROBE_WRITE, READ_SLOW, WRITE_SLOW
 from ..raw import call3, load8, load16, load32, load64, lshr, memcpy, store16, store32, store64
 from . import features
-from .access import call_slow, effective, offset, probe, read_mem, truncate
+from .access import alignment_fault, call_slow, effective, offset, probe, read_mem, truncate
 from .flags import arithmetic, set_arithmetic
 from .memory import stored
 from .operand import done, fault, leave_next, rip_here
@@ -144,6 +144,8 @@ def _read(bits):
 @compiled
 def unwritable(s, r, la, size):
     """1 with a fault raised: an operand must be one that can be written, even when its store is not made."""
+    if alignment_fault(s, r, la, size):
+        return 1
     store64(s + S.RIP, rip_here(s, r))
     flags = M.STACK << M.ACCESS_SHIFT if load16(r + FLAGS) & RECORD_STACK else 0
     return call3(load64(load64(s + S.FUNCTIONS) + 8 * PROBE_WRITE), s, la, size | flags) == 0

@@ -65,6 +65,13 @@ ONCE_WRONG = [
     (16, "c8 35 a3 40", "ENTER: the new top of the stack is in SS"),
     (64, "64 66 0f 38 30 94 8d 01 89 01 87", "an override makes a bad address #GP, RBP or not"),
     (16, "f2 66 6e", "OUTS: I/O permission matters with rCX 0 too"),
+    (16, "f2 61", "POPA reads upwards"),
+    (64, "49 0f 01 d1", "XSETBV: REX.B is ignored"),
+    (64, "dd 1f", "FST: the operand is checked, also when an exception keeps it from being written"),
+    (32, "66 0f c7 68 81 90 90 90 90 90 90 90 90 90 90", "XSAVES with 66"),
+    (64, "f3 0f 38 f0 00 90 90 90 90 90 90 90 90 90 90", "MOVBE with F3"),
+    (64, "d8 45 00", "#GP and #SS for an address come before #AC"),
+    (64, "db 38", "FSTP m80: #AC at multiples of 8"),
     (64, "0f ae 08", "FXRSTOR: reserved bits of FCW, ES of FSW"),
 ]  # fmt: skip
 

@@ -10,6 +10,8 @@ import numpy as np
 from .forms import Form, Operand
 from .layout import FS, GS
 
+FAULTS = (12, 13, 14, 17)  # of a memory operand: #SS, #GP, #PF, #AC
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -40,11 +42,7 @@ def _repeated_loop(form: Form, before: np.void, theirs: np.void, ours: np.void) 
 
 def _fault_order(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
     pieces = any(operand.size in (10, 14, 28, 94, 108, 512) for operand in form.operands)
-    return (
-        (pieces or form.mnemonic.startswith("cmps"))
-        and theirs["vector"] in (12, 13, 14)
-        and ours["vector"] in (12, 13, 14)
-    )
+    return (pieces or form.mnemonic.startswith("cmps")) and theirs["vector"] in FAULTS and ours["vector"] in FAULTS
 
 
 def _offset_not_canonical(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
@@ -72,11 +70,21 @@ def _pushed_selector(form: Form, before: np.void, theirs: np.void, ours: np.void
 
 
 def _locked_in_vain(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
-    return b"\xf0" in form.code and ours["vector"] == 6 and theirs["vector"] in (12, 13, 14)
+    return b"\xf0" in form.code and ours["vector"] == 6 and theirs["vector"] in FAULTS
 
 
 def _masked_store(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
-    return form.mnemonic.startswith("maskmov") and theirs["vector"] in (12, 13, 14)
+    return form.mnemonic.startswith("maskmov") and theirs["vector"] in FAULTS
+
+
+def _alignment_of_16(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
+    return theirs["vector"] == 17 and ours["vector"] == 13 and any(o.size >= 16 for o in form.operands)
+
+
+def _wide_far_pointer(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
+    return (
+        form.bits == 64 and form.mnemonic in ("lss", "lfs", "lgs") and any(48 <= byte < 80 for byte in form.code[:-2])
+    )
 
 
 DIFFERENCES = (
@@ -134,6 +142,16 @@ DIFFERENCES = (
         'SDM vol. 2, MASKMOVDQU: "behavior with a mask of all 0s" and the order of the bytes are implementation'
         " specific: here those of the mask, one after another, on AMD all bytes are checked",
         _masked_store,
+    ),
+    Difference(
+        "a misaligned image of FXRSTOR under alignment checks",
+        'SDM vol. 2, FXRSTOR: "#AC may be raised instead of #GP, implementation specific"',
+        _alignment_of_16,
+    ),
+    Difference(
+        "LSS, LFS and LGS of a 64-bit offset",
+        "SDM vol. 2, LDS: REX.W loads m16:64; AMD's processors load m16:32 whatever REX.W says (APM vol. 3)",
+        _wide_far_pointer,
     ),
     Difference(
         "LOOPcc with a repeat prefix",

@@ -188,7 +188,7 @@ def make(rng: np.random.Generator, forms: Sequence[Form], each: int) -> np.ndarr
     states = np.zeros(count, L.STATE)
     states["gpr"] = words(rng, count * 16).reshape(count, 16)
     flags = rng.integers(0, 1 << 12, count, U64) & U64(ARITHMETIC) | U64(0x202)
-    flags |= np.where(rng.random(count) < 0.1, U64(DF), U64(0))
+    flags |= np.where(rng.random(count) < 0.1, U64(DF), U64(0)) | np.where(rng.random(count) < 0.1, U64(AC), U64(0))
     states["flags"] = flags
     states["vec"] = lanes(rng, count * 64).reshape(count, 16, 4)
     states["mxcsr"] = np.where(rng.random(count) < 0.6, MXCSR_DEFAULT, rng.integers(0, 0x10000, count))

@@ -238,16 +238,17 @@ static void *reserve(uint64_t size)
 static double slots(int count)
 {
 	int vm = kvm(kvm_fd, KVM_CREATE_VM, 0);
-	uint8_t *memory = reserve(count * 2UL * PAGE);
+	uint8_t *memory = reserve((uint64_t)count * PAGE);
 	double best = 0;
 
 	for (int i = 0; i < count; i++)
-		set_slot(vm, i, 2UL * i * PAGE, memory + 2UL * i * PAGE, PAGE, 0);
+		set_slot(vm, i, 2UL * i * PAGE, memory + (uint64_t)i * PAGE, PAGE, 0);
 	for (int i = 0; i < 1000; i++) {
 		int slot = count / 1000 * (i / 2);
 		double start = now();
 
-		set_slot(vm, slot, 2UL * slot * PAGE, memory + 2UL * slot * PAGE, PAGE, i & 1 ? 0 : KVM_MEM_LOG_DIRTY_PAGES);
+		set_slot(vm, slot, 2UL * slot * PAGE, memory + (uint64_t)slot * PAGE, PAGE,
+			 i & 1 ? 0 : KVM_MEM_LOG_DIRTY_PAGES);
 		better(&best, (now() - start) / 1e3);
 	}
 	close(vm);

@@ -64,6 +64,7 @@ PROGRAMS = [
     Program("x86_64/ucna_injection_test"),
     Program("x86_64/debug_regs"),
     Program("x86_64/fix_hypercall_test"),
+    Program("x86_64/state_test"),
     Program("coalesced_io_test"),
     Program("kvm_binary_stats_test"),
     Program("kvm_page_table_test", ("-b", "16M"), seconds=120),

@@ -51,7 +51,10 @@ def comparable(area: bytes) -> bytes:
 
 def test_the_guests_image_is_the_clients() -> None:
     guest = machine(FLD1 + FLDPI + PCMPEQD + LDMXCSR + XSAVE + HLT)
-    guest.vcpu.state[S.PKRU] = 0x55555540 if supported_cpuid().xcr0 & xstate.PKRU else 0
+    if supported_cpuid().xcr0 & xstate.PKRU:
+        guest.vcpu.state[S.PKRU] = 0x55555540
+    if supported_cpuid().xcr0 & xstate.YMM:
+        guest.vcpu.state.write(S.VEC + 64 * 5 + 16, bytes(range(16)))
     assert guest.run() == 0
     size = xstate.required_size(supported_cpuid().xcr0)
     assert comparable(get_area(guest)[:size]) == comparable(guest.at(DATA, size))

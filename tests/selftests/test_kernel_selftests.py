@@ -52,7 +52,6 @@ PROGRAMS = [
     Program("x86_64/cr4_cpuid_sync_test"),
     Program("x86_64/xcr0_cpuid_test"),
     Program("x86_64/xss_msr_test"),
-    Program("x86_64/state_test"),
     Program("x86_64/hwcr_msr_test"),
     Program("x86_64/tsc_msrs_test"),
     Program("x86_64/kvm_pv_test"),

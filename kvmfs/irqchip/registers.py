@@ -22,14 +22,11 @@ from kvmfs.irqchip.words import Apic, Board
 from kvmfs.jit import state as S
 from kvmfs.jit.build import compiled
 from kvmfs.jit.raw import atomic_add, call1, call3, load32, load64, lshr, shl, store32, store64, zext32
-from kvmfs.kvm.words import Cpu
 
 VCPU, BOARD, ID, LVT_COUNT = Apic.VCPU, Apic.BOARD, Apic.ID, Apic.LVT_COUNT
 TIMER_MODE, TIMER_MODES, TSC_DEADLINE = Apic.TIMER_MODE, Apic.TIMER_MODES, Apic.TSC_DEADLINE
 HANDLED, SCANNED = Apic.HANDLED, Apic.SCANNED
 SCAN, ON_SCAN, ON_EOI, IDS_CHANGED = Board.SCAN, Board.ON_SCAN, Board.ON_EOI, Board.IDS_CHANGED
-TPR_REPORTING, TPR_ACCESS = Cpu.TPR_REPORTING, Cpu.TPR_ACCESS
-RIP_READ, RIP_WRITE = 1, 2
 
 LVT_MASK: Final = A.APIC_LVT_MASKED | 1 << 12 | A.APIC_VECTOR_MASK  # with the delivery status
 LINT_MASK: Final = LVT_MASK | A.APIC_MODE_MASK | 1 << 13 | 1 << 14 | A.APIC_LVT_LEVEL_TRIGGER
@@ -134,13 +131,6 @@ def end_of_interrupt(apic):
 
 
 @compiled
-def report_tpr(apic, write):
-    s = load64(apic + VCPU)
-    if load64(s + TPR_REPORTING) != 0:
-        store64(s + TPR_ACCESS, RIP_WRITE if write else RIP_READ)
-
-
-@compiled
 def read_register(apic, offset):
     """The word at a multiple of 16, or -1: it cannot be read."""
     at = offset >> 4
@@ -157,8 +147,6 @@ def read_register(apic, offset):
         return 0 if load64(apic + TIMER_MODE) == A.APIC_LVT_TIMER_TSCDEADLINE else timer.current_count(apic)
     if offset == A.APIC_PROCPRI:
         return update_ppr(apic)
-    if offset == A.APIC_TASKPRI:
-        report_tpr(apic, 0)
     return load32(apic + offset)
 
 
@@ -218,7 +206,6 @@ def write_register(apic, offset, value):
     """kvm_lapic_reg_write of a 32-bit register: 1, or 0 when an MSR access is to fault."""
     x2apic = in_x2apic_mode(apic)
     if offset == A.APIC_TASKPRI:
-        report_tpr(apic, 1)
         set_tpr(apic, value & 0xFF)
     elif offset == A.APIC_EOI:
         end_of_interrupt(apic)

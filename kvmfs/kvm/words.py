@@ -48,8 +48,6 @@ class Cpu:
     UNHALTED = _at + _l.u64()  # KVM_HC_KICK_CPU came
     EXTERNAL = _at + _l.u64()  # vector + 1 of KVM_INTERRUPT with a split irqchip
     IOAPIC_EOI = _at + _l.u64()  # vector + 1 of an EOI to report
-    TPR_REPORTING = _at + _l.u64()  # KVM_TPR_ACCESS_REPORTING
-    TPR_ACCESS = _at + _l.u64()  # 1: a read of the TPR is to be reported, 2: a write
     TSC_KHZ = _at + _l.u64()
     PV_FEATURES = _at + _l.u64()  # CPUID 0x40000001 EAX as the guest has it
     THREAD = _at + _l.u64()  # the thread that is in KVM_RUN, or was

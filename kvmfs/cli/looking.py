@@ -170,3 +170,22 @@ def tree(
         fail(error, 125)
     except StartError as error:
         fail(error, error.status)
+
+
+@app.command(epilog="Exit status: 0, **1** nothing happened to memory, **2** the file is no trace.")
+def map(
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="What kvmfs trace --json wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page.")] = Path("map.html"),
+) -> None:
+    """Draw what happened to guest memory: private, shared, faults, conversions, over time, as an HTML page."""
+    from kvmfs.inspect import picture
+    from kvmfs.inspect.trace import golden
+
+    try:
+        with trace.open(encoding="utf-8") as lines:
+            found = picture.histories(golden.load(lines))
+    except (OSError, ValueError) as error:
+        fail(error, 2)
+    if not found:
+        fail(f"{trace}: no VM with memory in it", 1)
+    output.write_text(picture.page(found, f"Guest memory: {trace.name}"), encoding="utf-8")

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 
 from kvmfs.cli.caps import Capability, effective, in_initial_user_namespace
+from kvmfs.cli.notify import notify, watchdog_interval
 from kvmfs.wire.connection import Connection
 
 
@@ -41,9 +42,16 @@ def serve(
             async for _ in signals:
                 scope.cancel()
 
+    async def show_life(interval: float) -> None:
+        while True:
+            notify("WATCHDOG=1")
+            await trio.sleep(interval)
+
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(until_terminated, nursery.cancel_scope)
+            if interval := watchdog_interval():
+                nursery.start_soon(show_life, interval)
             await broker.serve(
                 connection, log=log.info, passthrough=passthrough, ready=ready, tracer=tracer, failures=failures
             )

@@ -106,7 +106,7 @@ def kvmfs_golden(request: pytest.FixtureRequest) -> Callable[..., None]:
     def check(result: Result, name: str | None = None, ioctls: bool = False) -> None:
         path = directory / f"{name or request.node.name}.json"
         if request.config.getoption("--kvmfs-update"):
-            result.save(path)
+            result.save(path, exits_only=not ioctls)
             return
         if not path.exists():
             pytest.fail(f"there is no {path}; pytest --kvmfs-update records it", pytrace=False)

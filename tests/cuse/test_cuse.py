@@ -9,12 +9,12 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.cuse.vm import VM, Result
+from tests.cuse.session import COMMANDS, Session, parts
+from tests.cuse.vm import VM
 from tests.support import paths
 
 pytestmark = pytest.mark.timeout(700)  # whichever test comes first waits for the machine
@@ -27,12 +27,7 @@ SELFTESTS = [
 ]
 
 _JOB = """
-run() {{
-    echo "@@ $1"
-    shift
-    "$@" 2>&1
-    echo "@@= $?"
-}}
+{commands}
 stop() {{
     kill $daemon && tail --pid=$daemon -f /dev/null && [ ! -e /dev/kvm ]
 }}
@@ -46,43 +41,6 @@ run log cat /tmp/log
 """
 
 
-@dataclass(frozen=True)
-class Part:
-    status: int
-    output: str
-
-
-@dataclass(frozen=True)
-class Session:
-    machine: Result
-    parts: dict[str, Part]
-
-    def part(self, name: str) -> Part:
-        if name not in self.parts:
-            pytest.fail(f"the machine did not get as far as {name}\n{self.machine}", pytrace=False)
-        return self.parts[name]
-
-    def succeeded(self, name: str) -> str:
-        part = self.part(name)
-        if part.status:
-            log = self.parts.get("log", Part(0, "")).output
-            pytest.fail(f"{name}: status {part.status}\n{part.output}\nthe daemon:\n{log}", pytrace=False)
-        return part.output
-
-
-def _parts(output: str) -> dict[str, Part]:
-    found: dict[str, Part] = {}
-    name, lines = "", list[str]()
-    for line in output.splitlines():
-        if line.startswith("@@= "):
-            found[name] = Part(int(line[4:]), "\n".join(lines))
-        elif line.startswith("@@ "):
-            name, lines = line[3:], []
-        else:
-            lines.append(line)
-    return found
-
-
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory, linux_headers: Path, selftests_dir: Path) -> Session:
     kernel = paths.vm_kernel()
@@ -92,13 +50,13 @@ def session(tmp_path_factory: pytest.TempPathFactory, linux_headers: Path, selft
 
     programs = {"conversions": client, **{Path(path).name: selftests_dir / path for path in SELFTESTS}}
     runs = "\n".join(f"run {name} {shlex.quote(str(path))}" for name, path in programs.items())
-    job = _JOB.format(python=shlex.quote(sys.executable), runs=runs)
+    job = _JOB.format(commands=COMMANDS, python=shlex.quote(sys.executable), runs=runs)
     # kvm: the selftests look into its parameters in sysfs; without a vendor module it makes no device.
     vm = VM(kernel, ["cuse", "kvm"])
     # Compiled by scripts/setup, for the CPU that QEMU emulates.
     env = {"KVMFS_CACHE_DIR": str(paths.cache_dir() / "vm"), "NUMBA_CPU_NAME": "x86-64-v2", "NUMBA_CPU_FEATURES": ""}
     machine = vm.run(job, 600, cwd=paths.ROOT, env=env)
-    return Session(machine, _parts(machine.output))
+    return Session(machine, parts(machine.output))
 
 
 def test_the_daemon_makes_a_character_device(session: Session) -> None:

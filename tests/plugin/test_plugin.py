@@ -10,6 +10,8 @@ import pytest
 from tests.plugin.conftest import PLUGIN
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.timeout(200)
+
 Run = Callable[..., pytest.RunResult]
 
 VMM = ROOT / "docs" / "examples" / "python" / "vmm.py"

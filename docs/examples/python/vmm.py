@@ -45,7 +45,7 @@ class Machine:
         """`argument`: a number, or a ctypes object that KVM reads or writes."""
         if isinstance(argument, int):
             return fcntl.ioctl(fd, row.number, argument)
-        return fcntl.ioctl(fd, row.number, ctypes.addressof(argument))
+        return fcntl.ioctl(fd, row.number, argument, True)  # changed in place
 
     def _start_in_long_mode(self) -> None:
         table = (ctypes.c_uint8 * (ctypes.sizeof(cpuid.Cpuid2) + 256 * ctypes.sizeof(cpuid.CpuidEntry2)))()

@@ -39,4 +39,18 @@ echo "VM-JOB-STATUS=$status"
 X
 for directory in dev proc sys; do mount --move "/$directory" "/mnt/root/$directory"; done
 # Not chroot: in a chroot nobody may create a user namespace.
-exec switch_root /mnt/root /run/vm/busybox sh /run/vm/stage2
+[ -e /systemd ] || exec switch_root /mnt/root /run/vm/busybox sh /run/vm/stage2
+mkdir -p /mnt/root/run/systemd/system
+cat >/mnt/root/run/systemd/system/vm-job.service <<'X'
+[Unit]
+Requires=basic.target
+After=basic.target
+[Service]
+Type=oneshot
+ExecStart=/run/vm/busybox sh /run/vm/stage2
+StandardOutput=tty
+StandardError=tty
+TTYPath=/dev/ttyS0
+TimeoutStartSec=infinity
+X
+exec switch_root /mnt/root /lib/systemd/systemd --unit=vm-job.service --show-status=no --log-target=journal

@@ -87,8 +87,9 @@ class Modules:
         return ordered
 
 
-def build(modules: dict[str, bytes], busybox: Path, init: bytes, job: bytes) -> bytes:
-    """The archive; `job` is a shell script that `init` runs once the root file system stands."""
+def build(modules: dict[str, bytes], busybox: Path, init: bytes, job: bytes, *, systemd: bool = False) -> bytes:
+    """The archive; `job` is a shell script that `init` runs once the root file system stands; or systemd does, as a
+    service."""
     archive = Archive()
     for name in _DIRECTORIES:
         archive.directory(name)
@@ -102,4 +103,6 @@ def build(modules: dict[str, bytes], busybox: Path, init: bytes, job: bytes) -> 
     archive.file("modules/order", "".join(f"{name}\n" for name in modules).encode())
     archive.file("job", job)
     archive.file("init", init, 0o755)
+    if systemd:
+        archive.file("systemd", b"")
     return archive.finish()

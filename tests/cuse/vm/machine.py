@@ -61,13 +61,17 @@ class VM:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         echo: IO[bytes] | None = None,
+        systemd: bool = False,
     ) -> Result:
-        """Boot and run a shell command as root; `echo` gets its output while it runs."""
+        """Boot and run a shell command as root; `echo` gets its output while it runs. `systemd`: under it, as a service
+        of its own, when the basic system is up."""
         lines = ["export HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
         lines += [f"export {name}={shlex.quote(value)}" for name, value in (env or {}).items()]
         lines += [f"cd {shlex.quote(str(cwd or '/'))} || exit", command]
         init = Path(__file__).with_name("init.sh").read_bytes()
-        archive = initramfs.build(self._modules, self._busybox, init, "\n".join(lines).encode() + b"\n")
+        archive = initramfs.build(
+            self._modules, self._busybox, init, "\n".join(lines).encode() + b"\n", systemd=systemd
+        )
         with tempfile.NamedTemporaryFile(suffix=".cpio") as initrd:
             initrd.write(archive)
             initrd.flush()

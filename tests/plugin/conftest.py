@@ -15,7 +15,7 @@ PLUGIN: Final = () if any(point.name == "pytest-kvmfs" for point in entry_points
 """What pytest has to be told where kvmfs is not installed: a checkout."""
 
 
-CACHE: Final = str(cache.base_dir())
+CACHE: Final = str(cache.base_dir().parent)
 
 
 @pytest.fixture(autouse=True)

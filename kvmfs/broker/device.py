@@ -223,6 +223,7 @@ class Broker:
                 await vm.start(self._zygote, message.arg, self._passthrough, self._rules, **who)
             except OSError as error:
                 self._log_failure(message, error)
+                self.inspector.refused(message, error.errno or errno.EIO)
                 self._answer(message, reply.ioctl(message.unique, -(error.errno or errno.EIO)))
                 return
             except BaseException:

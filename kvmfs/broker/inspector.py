@@ -134,6 +134,11 @@ class Inspector:
         if vm.fd >= 0 and (onlooker := self._tracing.get(vm.pid)):
             _tell(onlooker, {"named": vm.pid, "name": _name(vm)})
 
+    def refused(self, message: request.Ioctl, number: int) -> None:
+        """A KVM_CREATE_VM came to no VM at all."""
+        if self._system:
+            self._system.done(message.tid, message.cmd, message.arg, time.monotonic_ns(), -number)
+
     def gone(self, vm: VmProcess) -> None:
         with suppress(ValueError):
             self._vms.remove(vm)

@@ -12,7 +12,7 @@ def main() -> None:
     except ExitStatus:
         raise
     except SystemExit as end:
-        # Wrong options of `run` must not look like an exit status of the command.
-        if end.code == USAGE and sys.argv[1:2] == ["run"]:
+        # Wrong options of `run` and `trace` must not look like an exit status of the command.
+        if end.code == USAGE and sys.argv[1:2] in (["run"], ["trace"]):
             raise SystemExit(125) from None
         raise

@@ -54,9 +54,14 @@ def kvmfs_run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., R
     `env` is added to the environment; `options` are more ones of `kvmfs trace`. TimeoutExpired; and the test fails if
     there can be no device here, with the reason.
     """
+    from kvmfs.kvm.failures import Failures
     from kvmfs.testing.result import Result
 
     rules = [rule for mark in request.node.iter_markers("kvmfs_fail") for rule in mark.args]
+    try:
+        Failures(rules)
+    except ValueError as error:
+        pytest.fail(f"kvmfs_fail: {error}", pytrace=False)
 
     def run(
         *argv: str | os.PathLike[str],

@@ -41,7 +41,10 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     gc.collect()
     gc.freeze()
-    channel.send(broker, {"ready": True})
+    try:
+        channel.send(broker, {"ready": True})
+    except channel.ChannelClosed:
+        return  # it was stopped meanwhile
     _serve(broker, core, null, empty)
 
 

@@ -41,6 +41,8 @@ for directory in dev proc sys; do mount --move "/$directory" "/mnt/root/$directo
 # Not chroot: in a chroot nobody may create a user namespace.
 [ -e /systemd ] || exec switch_root /mnt/root /run/vm/busybox sh /run/vm/stage2
 mkdir -p /mnt/root/run/systemd/system
+# It would empty /tmp, where the host has things that are wanted.
+ln -s /dev/null /mnt/root/run/systemd/system/systemd-tmpfiles-setup.service
 cat >/mnt/root/run/systemd/system/vm-job.service <<'X'
 [Unit]
 Requires=basic.target

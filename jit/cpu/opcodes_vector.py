@@ -1,7 +1,7 @@
 """Opcode rows of the vector instructions, in the notation of opcodes.py.
 
 All of them need CR4.OSFXSR set, CR0.EM and CR0.TS clear; a 16-byte memory operand must be aligned, except with the
-attribute `un`. `dq` names the handler by operand size: ...d, ...q.
+attribute `un` (of SHA's as AMD's processors have it). `dq` names the handler by operand size: ...d, ...q.
 """
 
 
@@ -167,12 +167,12 @@ MAP_38 = (
 66.DD aesenclast Vx Wx : bare has:AES
 66.DE aesdec Vx Wx : bare has:AES
 66.DF aesdeclast Vx Wx : bare has:AES
-NP.C8 sha1nexte Vx Wx : bare has:SHA_NI
-NP.C9 sha1msg1 Vx Wx : bare has:SHA_NI
-NP.CA sha1msg2 Vx Wx : bare has:SHA_NI
-NP.CB sha256rnds2 Vx Wx : bare has:SHA_NI
-NP.CC sha256msg1 Vx Wx : bare has:SHA_NI
-NP.CD sha256msg2 Vx Wx : bare has:SHA_NI
+NP.C8 sha1nexte Vx Wx : bare un has:SHA_NI
+NP.C9 sha1msg1 Vx Wx : bare un has:SHA_NI
+NP.CA sha1msg2 Vx Wx : bare un has:SHA_NI
+NP.CB sha256rnds2 Vx Wx : bare un has:SHA_NI
+NP.CC sha256msg1 Vx Wx : bare un has:SHA_NI
+NP.CD sha256msg2 Vx Wx : bare un has:SHA_NI
 """
     + _run(0x41, "phminposuw")
     + _run(0x1C, "pabsb pabsw pabsd")
@@ -206,7 +206,7 @@ MAP_3A = (
 66.61 pcmpestri Vx Wx Ib : bare r un has:XMM4_2
 66.62 pcmpistrm Vx Wx Ib : bare r un has:XMM4_2
 66.63 pcmpistri Vx Wx Ib : bare r un has:XMM4_2
-NP.CC sha1rnds4 Vx Wx Ib : bare has:SHA_NI
+NP.CC sha1rnds4 Vx Wx Ib : bare un has:SHA_NI
 66.CE gf2p8affineqb Vx Wx Ib : bare has:GFNI
 66.CF gf2p8affineinvqb Vx Wx Ib : bare has:GFNI
 66.DF aeskeygenassist Vx Wx Ib : bare w has:AES

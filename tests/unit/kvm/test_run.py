@@ -19,7 +19,7 @@ HLT = "f4"
 OUT80 = "e680"  # out 0x80, al
 SPIN = "ebfe"  # jmp $
 RDMSR, VMCALL, UD2 = "0f32", "0f01c1", "0f0b"
-AESENC = "660f38dcc1"  # valid, and not implemented
+ENQCMD = "f20f38f803"  # valid, and not implemented
 
 
 # Other exits
@@ -65,7 +65,7 @@ def test_triple_fault_from_the_client() -> None:
 
 @pytest.mark.parametrize("enabled", [False, True])
 def test_instruction_that_is_not_implemented(enabled: bool) -> None:
-    machine = Machine(AESENC + HLT)
+    machine = Machine(ENQCMD + HLT)
     if enabled:
         machine.call(machine.vm, ioctls.KVM_ENABLE_CAP, EnableCap(cap=Cap.EXIT_ON_EMULATION_FAILURE, args=(1,)))
     assert machine.run() == 0
@@ -73,7 +73,7 @@ def test_instruction_that_is_not_implemented(enabled: bool) -> None:
     assert machine.page.exit_reason == Exit.INTERNAL_ERROR
     assert (failure.suberror, failure.flags) == (1, 1)
     assert 3 < failure.insn_size <= 15  # what was fetched, as in KVM
-    assert AESENC.startswith(bytes(failure.insn_bytes[: min(failure.insn_size, 5)]).hex())
+    assert ENQCMD.startswith(bytes(failure.insn_bytes[: min(failure.insn_size, 5)]).hex())
     assert machine.regs.rip == CODE
     assert machine.vcpu.state[S.EXC_PENDING] == (not enabled)  # the client may go on with #UD, or step over it
     machine.set_regs(rip=CODE + 5)

@@ -13,7 +13,7 @@ from ..build import compiled
 from ..mmu import layout as M
 from ..mmu.group import TRANSLATE
 from ..mmu.resolve import remote_copy
-from ..raw import call3, load8, load16, load32, load64, memcpy, memset, store64, ule, ult, zext32
+from ..raw import call3, load8, load16, load32, load64, memcpy, memset, store64, ult, zext32
 from . import record as R
 from .access import linear_rip, noncanonical, probe
 from .decode import decode_one
@@ -71,24 +71,31 @@ def bucket(s, rip):
 
 
 @compiled
+def code_room(s, rip):
+    """Bytes that the code segment has from RIP on; -1, the most there can be as unsigned, in 64-bit mode."""
+    if load64(s + S.HFLAGS) & S.MODE_CODE64 != 0:
+        return -1
+    return load64(s + S.CS + S.LIMIT) - rip + 1
+
+
+@compiled
 def find_block(s):
     """The valid block at RIP, decoding it if need be; 0 with LEAVE set when the code cannot be fetched."""
     rip, hflags = load64(s + S.RIP), load64(s + S.HFLAGS)
-    room = -1
     if hflags & S.MODE_CODE64 == 0:
         rip = zext32(rip)
         store64(s + S.RIP, rip)
-        room = load64(s + S.CS + S.LIMIT) - rip + 1
-        if room <= 0:
+        if code_room(s, rip) <= 0:
             return raise_at(s, S.GP, 0, 1)
     la = linear_rip(s, rip)
     host = fetch_host(s, la, 0)
     if host == 0:
         return 0
     b = load64(bucket(s, rip))
-    known = b != 0 and load64(b + R.BLOCK_KEY_RIP) == rip and load64(b + R.BLOCK_KEY_MODE) == hflags
-    if known and ule(load64(b + R.BLOCK_LENGTH), room):
+    if b != 0 and load64(b + R.BLOCK_KEY_RIP) == rip and load64(b + R.BLOCK_KEY_MODE) == hflags:
         length, split = load64(b + R.BLOCK_LENGTH), load64(b + R.BLOCK_SPLIT)
+        if hflags & S.MODE_CODE64 == 0 and length > code_room(s, rip):
+            return decode_block(s, rip, la, host)
         if split == 0:
             if same_bytes(b + R.BLOCK_BYTES, host, length):
                 store64(s + S.CODE_PAGE, host & -4096)
@@ -103,7 +110,7 @@ def find_block(s):
                 store64(s + S.CODE_PAGE, host & -4096)
                 store64(s + S.CODE_PAGE2, host2 & -4096)
                 return b
-    return decode_block(s, rip, la, host, room)
+    return decode_block(s, rip, la, host)
 
 
 @compiled
@@ -119,11 +126,12 @@ def empty_cache(s):
 
 
 @compiled
-def decode_block(s, rip, la, host, room):
+def decode_block(s, rip, la, host):
     """Decode the code at `host` into a new block; 0 with LEAVE set if it needs a second page that faults.
 
-    The code segment has `room` more bytes (unsigned); an instruction that needs more is #GP.
+    An instruction that is not all within the code segment is #GP.
     """
+    room = code_room(s, rip)
     if load64(s + S.BLOCK_NEXT) + MAX_BLOCK > load64(s + S.BLOCK_END):
         empty_cache(s)
     b = load64(s + S.BLOCK_NEXT)

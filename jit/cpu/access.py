@@ -109,7 +109,7 @@ def probe(s, la, size, kind):
 def misaligned(la, size):
     """Whether an operand does not lie where one of its size should (SDM vol. 3, table 6-7)."""
     unit = 1
-    if size & (size - 1) == 0 and size <= 16:
+    if size & (size - 1) == 0 and size <= 32:
         unit = size
     elif size == 10:  # an 80-bit number
         unit = 8

@@ -87,6 +87,14 @@ def _wide_far_pointer(form: Form, before: np.void, theirs: np.void, ours: np.voi
     )
 
 
+def _misaligned_sha(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
+    return form.mnemonic.startswith("sha") and ours["vector"] == 13
+
+
+def _host_descriptor(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
+    return any(int(selector) > 0x33 and not int(selector) & 4 for selector in theirs["segment"])
+
+
 DIFFERENCES = (
     Difference(
         "near branches with prefix 66 in 64-bit mode",
@@ -152,6 +160,16 @@ DIFFERENCES = (
         "LSS, LFS and LGS of a 64-bit offset",
         "SDM vol. 2, LDS: REX.W loads m16:64; AMD's processors load m16:32 whatever REX.W says (APM vol. 3)",
         _wide_far_pointer,
+    ),
+    Difference(
+        "misaligned operands of the SHA instructions",
+        'SDM vol. 2, exceptions type 4: "Legacy SSE: memory operand is not 16-byte aligned: #GP"; AMD takes them',
+        _misaligned_sha,
+    ),
+    Difference(
+        "selectors of the host's own GDT",
+        "Linux has a per-CPU segment at 78; our GDT has Linux's user segments only",
+        _host_descriptor,
     ),
     Difference(
         "LOOPcc with a repeat prefix",

@@ -110,7 +110,7 @@ def misaligned(la, size):
     """Whether an operand does not lie where one of its size should (SDM vol. 3, table 6-7)."""
     unit = 1
     if size & (size - 1) == 0 and size <= 32:
-        unit = size
+        unit = size if size < 32 else 16  # of 256-bit operands, as AMD's processors have it
     elif size == 10:  # an 80-bit number
         unit = 8
     elif size == 28 or size == 108:  # x87 environments and states

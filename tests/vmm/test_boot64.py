@@ -1,0 +1,33 @@
+"""Linux to its first process by the ioctls of Firecracker and crosvm: no firmware, no real mode on the first CPU."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import Finished
+
+COMMAND_LINE = "console=ttyS0 earlyprintk=serial,0x3f8 quiet panic=-1 mitigations=off 8250.nr_uarts=0"
+CHECKS = "timer,preempt,fpu,tlb"
+
+pytestmark = pytest.mark.timeout(400)
+
+
+def verdicts(output: str) -> dict[str, str]:
+    """What the guest's checks said."""
+    return dict(re.findall(r"^check (\w+): (.*?)\r?$", output, re.MULTILINE))
+
+
+@pytest.mark.parametrize(("cpus", "chips"), [(1, "kernel"), (2, "split")])
+def test_linux_boots(
+    kvmfs_run: Callable[..., Finished], boot64: Path, kernel: Path, initramfs: Path, cpus: int, chips: str
+) -> None:
+    checks = f"cpus:{cpus},{CHECKS}"
+    options = ["-s"] if chips == "split" else []
+    command_line = f"{COMMAND_LINE} check={checks}"
+    done = kvmfs_run(boot64, *options, kernel, initramfs, "512", str(cpus), command_line, timeout=360)
+    assert verdicts(done.output) == dict.fromkeys([check.partition(":")[0] for check in checks.split(",")], "ok")
+    assert done.status == 0, done

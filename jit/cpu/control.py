@@ -80,7 +80,7 @@ def write_cr3(s, value):
     if pdptes_wanted(s) and load_pdptes(s) == 0:
         store64(s + S.CR3, old)
         return 0
-    if keep == 0:
+    if keep == 0 or value != old:  # the TLB knows no PCIDs: what it has is of the old one
         flush_tlb(s, 1)
     return 1
 

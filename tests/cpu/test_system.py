@@ -321,3 +321,21 @@ def test_locked_increment_from_two_threads() -> None:
     for thread in threads:
         thread.join()
     assert first.words(0x150000, 1) == [400000]
+
+
+def test_an_address_space_that_is_not_flushed_is_another_all_the_same() -> None:
+    """CR4.PCIDE: a CR3 whose bit 63 is set keeps what is cached of its own PCID, not of the one before (4.10.4.1)."""
+    guest = System()
+    window, other = 0x4000_0000, 0x200000
+    for pml4, pdpt, target in ((0x5000, 0x6000, 0x3000), (0x7000, 0x8000, 0x4000)):
+        guest.write(pml4, struct.pack("<Q", pdpt | 7))
+        guest.write(pdpt, guest.read(0x2000, 8) + struct.pack("<Q", target | 7))
+    guest.write(0x3000, struct.pack("<Q", 0x87))
+    guest.write(0x4000, struct.pack("<Q", other | 0x87))
+    guest.write(0x9000, b"old page")
+    guest.write(other + 0x9000, b"new page")
+    guest[S.CR3], guest[S.CR4] = 0x5000, guest[S.CR4] | S.CR4_PCIDE
+    guest.function("tlb_init")
+    guest[S.RBX], guest[S.RSI] = window + 0x9000, 1 << 63 | 0x7001
+    guest.execute("mov rax, [rbx]; mov cr3, rsi; mov rdx, [rbx]; hlt")
+    assert [guest[at].to_bytes(8, "little") for at in (S.RAX, S.RDX)] == [b"old page", b"new page"]

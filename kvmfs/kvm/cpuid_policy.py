@@ -82,13 +82,18 @@ OTHER_VENDOR: Final = {
 }
 """By `is_amd`: what processors of that vendor never have."""
 
+PLACED_BY_HOST: Final = {"PKU": "pku"}
+"""Features with a component of the XSAVE area that the processor in software does not take from the host, by the host's
+name for them: clients (QEMU) ask their own CPUID instruction where in the area it is."""
+
 LEAF1_EDX_IN_80000001: Final = 0x0183_F3FF
 """AMD repeats these bits of leaf 1 EDX in leaf 0x80000001 EDX (APM vol. 3, E.4.2)."""
 
 
 def implemented(host_flags: frozenset[str]) -> frozenset[str]:
     """What the processor in software can do on a host with these flags of /proc/cpuinfo."""
-    return frozenset(name for name in features.NAMES if features.HOSTED.get(name) in {None, *host_flags})
+    needs = features.HOSTED | PLACED_BY_HOST
+    return frozenset(name for name in features.NAMES if needs.get(name) in {None, *host_flags})
 
 
 def supported(is_amd: bool, names: frozenset[str]) -> dict[Register, int]:

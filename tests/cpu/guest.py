@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from kvmfs.jit import build
 from kvmfs.jit import state as S
-from kvmfs.jit.cpu import optable
+from kvmfs.jit.cpu import features, optable
 from kvmfs.jit.cpu.block import TABLE_ENTRIES
 from kvmfs.jit.mmu import layout as M
 from kvmfs.jit.mmu import tables
@@ -18,6 +18,9 @@ from kvmfs.jit.raw import s64, u64
 RAM = 4 << 20
 PAGE_TABLES = 0x1000
 BLOCK_ARENA = 1 << 20
+
+
+LACKING = ("FDP_EXCPTN_ONLY", "ZERO_FCS_FDS")  # "features" that say what is not kept
 
 
 @functools.cache
@@ -62,6 +65,8 @@ class Guest:
         self[S.TSC_RATIO], self[S.MAXPHYADDR] = 1 << 32, 48
         for word in range(4):  # every feature
             self[S.FEATURES + 8 * word] = -1
+        for name in LACKING:
+            self[S.FEATURES + features.word(name)] &= ~features.mask(name)
         self.enter_long_mode()
 
     def _poke(self, address: int, value: int) -> None:

@@ -2,14 +2,15 @@
  * A virtual machine monitor that boots a Linux vmlinux by its 64-bit entry point, as Firecracker and crosvm do
  * (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol"): the same ioctls, no firmware, no real mode.
  *
- *	boot64 [-s] VMLINUX INITRD MEGABYTES VCPUS COMMAND-LINE
+ *	boot64 VMLINUX INITRD MEGABYTES VCPUS COMMAND-LINE
  *
- * -s: split irqchip.  The guest has a serial port (output only, polled) at 0x3f8 and a power switch at 0xf4: the byte
+ * The guest has a serial port (output only, polled) at 0x3f8 and a power switch at 0xf4: the byte
  * written there is the exit status.
  */
 #define _GNU_SOURCE
 #include <elf.h>
 #include <err.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -242,7 +243,11 @@ static void *run_vcpu(void *argument)
 	struct kvm_run *run = vcpu->run;
 
 	for (;;) {
-		KVM(vcpu->fd, KVM_RUN, 0);
+		if (ioctl(vcpu->fd, KVM_RUN, 0) < 0) {
+			if (errno == EAGAIN || errno == EINTR)	/* EAGAIN: INIT or SIPI has come */
+				continue;
+			err(1, "KVM_RUN");
+		}
 		switch (run->exit_reason) {
 		case KVM_EXIT_IO:
 			port(run);
@@ -250,8 +255,6 @@ static void *run_vcpu(void *argument)
 		case KVM_EXIT_MMIO:
 			if (!run->mmio.is_write)
 				memset(run->mmio.data, 0xff, sizeof(run->mmio.data));
-			break;
-		case KVM_EXIT_IOAPIC_EOI:
 			break;
 		case KVM_EXIT_SHUTDOWN:
 			errx(2, "the guest has shut down");
@@ -270,15 +273,13 @@ static void *run_vcpu(void *argument)
 
 int main(int argc, char **argv)
 {
-	int split = argc > 1 && !strcmp(argv[1], "-s"), run_size, vcpus;
+	int run_size, vcpus;
 	struct kvm_pit_config pit = { .flags = KVM_PIT_SPEAKER_DUMMY };
-	struct kvm_enable_cap cap = { .cap = KVM_CAP_SPLIT_IRQCHIP, .args[0] = 24 };
 	uint64_t identity = 0xfffbc000, entry;
 	struct vcpu *all;
 
-	argv += split;
-	if (argc - split != 6)
-		errx(1, "usage: boot64 [-s] VMLINUX INITRD MEGABYTES VCPUS COMMAND-LINE");
+	if (argc != 6)
+		errx(1, "usage: boot64 VMLINUX INITRD MEGABYTES VCPUS COMMAND-LINE");
 	ram_size = (size_t)atoi(argv[3]) << 20;
 	vcpus = atoi(argv[4]);
 	kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
@@ -300,12 +301,8 @@ int main(int argc, char **argv)
 	KVM(vm_fd, KVM_SET_USER_MEMORY_REGION, (&(struct kvm_userspace_memory_region){
 		.memory_size = ram_size, .userspace_addr = (uintptr_t)ram,
 	}));
-	if (split) {
-		KVM(vm_fd, KVM_ENABLE_CAP, &cap);
-	} else {
-		KVM(vm_fd, KVM_CREATE_IRQCHIP, 0);
-		KVM(vm_fd, KVM_CREATE_PIT2, &pit);
-	}
+	KVM(vm_fd, KVM_CREATE_IRQCHIP, 0);
+	KVM(vm_fd, KVM_CREATE_PIT2, &pit);
 	all = calloc(vcpus, sizeof(*all));
 	for (int i = 0; i < vcpus; i++) {
 		all[i].fd = KVM(vm_fd, KVM_CREATE_VCPU, i);

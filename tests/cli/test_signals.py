@@ -100,6 +100,13 @@ class Terminal:
     def go_on(self) -> None:
         os.write(self._tell, b"!")
 
+    def press_interrupt(self) -> None:
+        """Returns when the group has been signalled: the terminal echoes the key after that (n_tty.c)."""
+        os.write(self.master, b"\x03")
+        echo = b""
+        while b"^C" not in echo:
+            echo += os.read(self.master, 4096)
+
     def close(self) -> None:
         self.heard.close()
         os.close(self._tell)
@@ -112,7 +119,7 @@ def test_interrupt_key_comes_once() -> None:
     """The terminal signals the whole group, command included: the launcher does not repeat it."""
     terminal = Terminal(TOY)
     pid, launcher = map(int, terminal.heard.readline().split()[1:])
-    os.write(terminal.master, b"\x03")
+    terminal.press_interrupt()
     os.kill(launcher, signal.SIGUSR2)  # goes the same way, after it
     assert terminal.heard.readline() == "int 1\n"
     assert terminal.heard.readline() == "exit 0\n"

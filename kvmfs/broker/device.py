@@ -92,6 +92,9 @@ class SystemCaller:
     def getfd(self, number: int) -> int:
         return fds.getfd(self.tid, number)
 
+    def schedstat(self, *, own: bool) -> int:
+        raise OSError(errno.ENOTTY, "not for system ioctls")
+
     def node_of(self, number: int) -> None:
         """No descriptor stands for a part of the system."""
         os.close(self.getfd(number))

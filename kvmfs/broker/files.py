@@ -56,6 +56,11 @@ def map_shared(tid: int, address: int, length: int) -> tuple[Message, list[int]]
     return {"pieces": pieces}, found
 
 
+def schedstat(tgid: int, tid: int) -> int:
+    """What the scheduler accounts to a thread of a process, open for reading. OSError(ENOENT): there is none."""
+    return os.open(f"/proc/{tgid}/task/{tid}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+
+
 def inspection(fd: int) -> int:
     """A VM's inspection file, opened for reading only. ValueError: it is none, or could change under a reader."""
     sealed = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW

@@ -384,6 +384,9 @@ class VmProcess:
             answer["eventfd"] = client_fds.eventfd_id(fd)
         return answer, [fd]
 
+    async def _schedstat(self, message: Message, fds: list[int]) -> Answer:
+        return {}, [files.schedstat(self.pid if message["own"] else self.client.tgid, int(message["tid"]))]
+
     async def _register_backing(self, message: Message, fds: list[int]) -> Answer:
         """The kernel will open the file again, for writing and with our rights: only a memfd may be given."""
         (memfd,) = fds
@@ -405,5 +408,6 @@ class VmProcess:
         "map_shared": _map_shared,
         "finish": _finish,
         "getfd": _getfd,
+        "schedstat": _schedstat,
         "backing": _register_backing,
     }

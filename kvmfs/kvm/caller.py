@@ -56,6 +56,10 @@ class Caller(Protocol):
         """A duplicate of one of its eventfds, to be closed by us, and what tells that eventfd from others.
         OSError(EBADF), OSError(EINVAL) when it is no eventfd."""
 
+    def schedstat(self, *, own: bool) -> int:
+        """What the scheduler accounts to the thread, or to the one of ours that serves it (schedstat of proc(5)): open
+        for reading, to be closed by us. OSError."""
+
     def node_of(self, number: int) -> Node | None:
         """The node of this VM that one of its fds stands for, None for any other file. OSError(EBADF)."""
 

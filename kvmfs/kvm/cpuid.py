@@ -17,7 +17,7 @@ from kvmfs.abi.cpuid import FEATURE_REGISTERS, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, 
 from kvmfs.abi.cpuid_basic import Leaf1Ecx, Leaf7Ecx, LeafD_1Eax
 from kvmfs.abi.cpuid_extended import Leaf80000001Edx
 from kvmfs.abi.limits import KVM_MAX_CPUID_ENTRIES
-from kvmfs.kvm import xstate
+from kvmfs.kvm import accounts, xstate
 from kvmfs.kvm.cpuid_policy import implemented, supported
 from kvmfs.kvm.dispatch import fail
 from kvmfs.kvm.hostcpu import HostCpu, host_cpu
@@ -38,6 +38,7 @@ PV_FEATURES = (
     | 1 << para.KVM_FEATURE_PV_SEND_IPI
     | 1 << para.KVM_FEATURE_CLOCKSOURCE_STABLE_BIT
 )
+"""Those that are there on every host."""
 
 
 def _entry(function: int, index: int = 0, eax: int = 0, ebx: int = 0, ecx: int = 0, edx: int = 0) -> CpuidEntry2:
@@ -76,7 +77,8 @@ class SupportedCpuid:
             yield self._extended(function)
         ebx, ecx, edx = _text(para.KVM_SIGNATURE)
         yield _entry(para.KVM_CPUID_SIGNATURE, 0, para.KVM_CPUID_FEATURES, ebx, ecx, edx)
-        yield _entry(para.KVM_CPUID_FEATURES, eax=PV_FEATURES)
+        steal_time = 1 << para.KVM_FEATURE_STEAL_TIME if accounts.are_kept() else 0
+        yield _entry(para.KVM_CPUID_FEATURES, eax=PV_FEATURES | steal_time)
 
     def _basic(self, function: int) -> Iterator[CpuidEntry2]:
         features = self._features(function)

@@ -79,6 +79,7 @@ from kvmfs.kvm.exits import (
 from kvmfs.kvm.observe import commit, note_end, note_start, reserve
 from kvmfs.kvm.platform import COMPLETE_PIO, FRAGMENT, call
 from kvmfs.kvm.shared_apic import share_apic, unshare_apic
+from kvmfs.kvm.steal import is_steal_due, record_steal
 from kvmfs.kvm.words import Cpu, Vm
 
 group = Group("enter", __name__)
@@ -95,7 +96,7 @@ SPINS: Final = 64
 RUN_PAGE, PHASE, RESULT, WANTED = Cpu.RUN, Cpu.PHASE, Cpu.RESULT, Cpu.WANTED
 HAS_RUN, LAPIC, MP_STATE, COMPLETION = Cpu.HAS_RUN, Cpu.LAPIC, Cpu.MP_STATE, Cpu.COMPLETION
 APIC_EVENTS, TRIPLE_FAULT, MMIO_DONE, EVENT_LOG = Cpu.APIC_EVENTS, Cpu.TRIPLE_FAULT, Cpu.MMIO_DONE, Cpu.EVENT_LOG
-CLOCK_DUE = Cpu.CLOCK_DUE
+CLOCK_DUE, STEAL_DUE = Cpu.CLOCK_DUE, Cpu.STEAL_DUE
 RING, RING_MASK, RING_SOFT, RING_STOP = Cpu.RING, Cpu.RING_MASK, Cpu.RING_SOFT, Cpu.RING_STOP
 THREAD, BUS_ERROR = Cpu.THREAD, Cpu.BUS_ERROR
 RING_DIRTY, RING_RESET = Cpu.RING_DIRTY, Cpu.RING_RESET
@@ -273,6 +274,7 @@ def prepare(s):
         store64(s + RESULT, service(s, W.NEEDS_NEW_MAPPINGS))
         return LEAVE
     store64(s + THREAD, this_thread())
+    store64(s + STEAL_DUE, 1)
     if load64(s + LAPIC) == 0:
         cr8 = load64(run + CR8)
         if cr8 & ~0xF:
@@ -325,11 +327,14 @@ def go(s):
     if attend(s) == LEAVE:
         return LEAVE
     if load64(s + MP_STATE) != RUNNABLE:
+        store64(s + STEAL_DUE, 1)
         return AGAIN if block(s) else leave(s, EXIT_INTR, -EINTR)
     if ring_is_full(s):
         return leave(s, EXIT_DIRTY_RING_FULL, 0)
     if load64(s + CLOCK_DUE) != 0:
         store64(s + RESULT, service(s, W.NEEDS_CLOCK))
+        return LEAVE
+    if is_steal_due(s) and record_steal(s) == LEAVE:
         return LEAVE
     if load64(s + TRIPLE_FAULT) != 0:
         store64(s + TRIPLE_FAULT, 0)

@@ -17,7 +17,7 @@ from kvmfs.abi.cpuid_extended import Leaf80000001Edx
 from kvmfs.abi.ioctls import Fd
 from kvmfs.abi.limits import MAX_IO_MSRS
 from kvmfs.abi.msrs import MsrEntry, MsrList, Msrs
-from kvmfs.kvm import clock, mce, msr_vendor, mtrr
+from kvmfs.kvm import accounts, clock, mce, msr_vendor, mtrr
 from kvmfs.kvm.caller import Caller
 from kvmfs.kvm.cpuid import supported_cpuid
 from kvmfs.kvm.dispatch import Table, fail, read_array, read_struct
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kvmfs.kvm.vcpu import Vcpu
 
 table: Table[Vcpu] = Table(Fd.VCPU, mce.table)
-RULES: Final = (clock, mce, msr_vendor, mtrr)  # imported for the rules that they register
+RULES: Final = (accounts, clock, mce, msr_vendor, mtrr)  # imported for the rules that they register
 
 _SAVED: Final = (
     M.MSR_IA32_SYSENTER_CS, M.MSR_IA32_SYSENTER_ESP, M.MSR_IA32_SYSENTER_EIP, M.MSR_STAR, M.MSR_CSTAR,
@@ -36,7 +36,7 @@ _SAVED: Final = (
 )  # fmt: skip
 _EMULATED: Final = (
     P.MSR_KVM_SYSTEM_TIME, P.MSR_KVM_WALL_CLOCK, P.MSR_KVM_SYSTEM_TIME_NEW, P.MSR_KVM_WALL_CLOCK_NEW,
-    P.MSR_KVM_PV_EOI_EN,
+    P.MSR_KVM_STEAL_TIME, P.MSR_KVM_PV_EOI_EN,
     M.MSR_IA32_TSC_ADJUST, M.MSR_IA32_TSC_DEADLINE, M.MSR_IA32_ARCH_CAPABILITIES, M.MSR_IA32_PERF_CAPABILITIES,
     M.MSR_IA32_MISC_ENABLE,
     M.MSR_IA32_MCG_STATUS, M.MSR_IA32_MCG_CTL, M.MSR_SMI_COUNT, M.MSR_PLATFORM_INFO, M.MSR_MISC_FEATURES_ENABLES,

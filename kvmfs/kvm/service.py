@@ -14,15 +14,20 @@ from kvmfs.kvm import words as W
 from kvmfs.kvm.words import Cpu
 
 if TYPE_CHECKING:
+    from kvmfs.kvm.caller import Caller
     from kvmfs.kvm.vcpu import Vcpu
 
 EINVAL: Final = -22
 EFAULT: Final = -14
 
 
-def serve(vcpu: Vcpu) -> int | None:
+def serve(vcpu: Vcpu, caller: Caller) -> int | None:
     """Do what is needed. None: enter() goes on."""
-    SERVICES[vcpu.state[Cpu.NEEDS]](vcpu)
+    needs = vcpu.state[Cpu.NEEDS]
+    if needs == W.NEEDS_ACCOUNTS:
+        vcpu.vm.accounts.provide(caller)
+    else:
+        SERVICES[needs](vcpu)
     return None
 
 

@@ -59,6 +59,9 @@ class TracingCaller:
     def getfd(self, number: int) -> int:
         return self._caller.getfd(number)
 
+    def schedstat(self, *, own: bool) -> int:
+        return self._caller.schedstat(own=own)
+
     def node_of(self, number: int) -> Node | None:
         return self._caller.node_of(number)
 

@@ -102,6 +102,7 @@ class Vcpu:
         self.context = self.state.address
         self.enter = native.address("enter")
         self.request, self.stop = self.context + S.REQUEST, S.REQ_STOP
+        self.caller = self.context + Cpu.CALLER
 
         self.counters = Block(size_of(VCPU_STATS), memory, at + Seen.COUNTERS)
         self.cpuid = GuestCpuid()
@@ -176,6 +177,7 @@ class Vcpu:
             state[S.APIC_BASE] = B.APIC_DEFAULT_PHYS_BASE | B.MSR_IA32_APICBASE_ENABLE | bsp
             fpu.reset(state)
             self.tsc.synchronize(None)
+        state[Cpu.STEAL] = self.clock.msr = 0
         self.arm_breakpoints()
 
     @property
@@ -386,7 +388,7 @@ class Vcpu:
 
     def service(self, caller: Caller) -> int | None:
         """Do what enter() came back for."""
-        return service.serve(self)
+        return service.serve(self, caller)
 
     def released(self) -> None:
         """The guest stays: KVM keeps a vCPU as long as its VM."""

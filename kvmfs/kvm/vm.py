@@ -19,6 +19,7 @@ from kvmfs.irqchip.chips_state import Chips
 from kvmfs.irqchip.eventfds import Eventfds
 from kvmfs.jit.mmu import layout as mmu
 from kvmfs.kvm import attributes, caps, clock, coalesced, dirty, guest_memfd, msr_filter, report, slots, stats
+from kvmfs.kvm.accounts import Accounts
 from kvmfs.kvm.block import Block
 from kvmfs.kvm.caller import Caller
 from kvmfs.kvm.client_changes import ClientChanges
@@ -101,6 +102,8 @@ class Vm:
         self.tsc_generation = TscGeneration()
         self.tsc_khz = native.host_khz
         self.clock = Clock(self)
+        self.accounts = Accounts()
+        self.block[Words.ACCOUNTS] = self.accounts.address
         self.traced = VmTrace(native)
 
     def has_quirk(self, quirk: int) -> bool:

@@ -51,6 +51,12 @@ class Cpu:
     TSC_KHZ = _at + _l.u64()
     PV_FEATURES = _at + _l.u64()  # CPUID 0x40000001 EAX as the guest has it
     THREAD = _at + _l.u64()  # the thread that is in KVM_RUN, or was
+    CALLER = _at + _l.u64()  # the client's thread in it
+    STEAL = _at + _l.u64()  # MSR_KVM_STEAL_TIME
+    STEAL_DUE = _at + _l.u64()  # the guest's struct kvm_steal_time is to be written
+    STEAL_LAST = _at + _l.u64()  # time stamp of when it was written last
+    CALLER_ACCOUNT = _at + _l.u64()  # address of an account (accounts.py), of CALLER if it says so; 0: none
+    CALLER_DELAY = _at + _l.u64()  # how long that thread had waited then, ns
     BUS_ERROR = _at + _l.u64()  # an address of ours where memory of the client was gone (bus_error.py), 0: none
     assert _l.size <= 512
 
@@ -71,6 +77,7 @@ class Vm:
     WATCHES = _at + _l.u64()  # address of what is looked at in the client's mappings (client_watch.Watches)
     COALESCED = _at + _l.u64()  # address of the zones of coalesced MMIO (coalesced_ring.Zones)
     BOARD = _at + _l.u64()  # address of irqchip.words.Board
+    ACCOUNTS = _at + _l.u64()  # address of accounts.Table
     assert _l.size <= 256
 
 
@@ -96,6 +103,7 @@ NEEDS_APIC_EVENTS: Final = 7
 NEEDS_CLOCK: Final = 8
 NEEDS_NEW_MAPPINGS: Final = 9  # the client has mapped something else where a memslot's memory was
 NEEDS_REPAIR: Final = 10  # BUS_ERROR
+NEEDS_ACCOUNTS: Final = 11  # of the threads in KVM_RUN
 
 # COMPLETION
 COMPLETE_NONE: Final = 0

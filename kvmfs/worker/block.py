@@ -63,6 +63,7 @@ class Seat:
     CONTEXT = _l.u64()
     REQUEST = _l.u64()  # address of the word (also a futex) that makes enter() come back soon
     STOP = _l.u64()  # the bits to set in it
+    CALLER = _l.u64()  # address of the word that is to hold TID while enter() runs
     PAGE = _l.u64()  # address of our mapping of the run page
     NODE = _l.u64()  # node id
     SIZE = _l.size

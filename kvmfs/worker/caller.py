@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 from kvmfs.client import memory
@@ -56,6 +57,10 @@ class FuseCaller:
             os.close(fd)
             raise OSError(errno.EINVAL, f"descriptor {number} is {answer['description']}")
         return fd, int(answer["eventfd"])
+
+    def schedstat(self, *, own: bool) -> int:
+        """The schedstat file of the calling thread, or of our own that serves it."""
+        return self._call("schedstat", tid=threading.get_native_id() if own else self.tid, own=own)[1][0]
 
     def install(self, node: Node) -> int:
         """A new close-on-exec descriptor for `node` in the client: its number.

@@ -293,6 +293,7 @@ class Server:
         node: Any = entry.node
         seat[Seat.ENTER], seat[Seat.CONTEXT] = node.enter, node.context
         seat[Seat.REQUEST], seat[Seat.STOP], seat[Seat.PAGE] = node.request, node.stop, node.page
+        seat[Seat.CALLER] = node.caller
         self._vcpus[index : index + 1] = [Vcpu(node, seat)]
         self._by_address[seat.address] = self._vcpus[index]
         self._pool.publish()

@@ -95,6 +95,7 @@ READER_UNIQUE, READER_INTERRUPTED, READER_TID, READER_SEAT = (
 SEAT_LOCK, SEAT_BUSY, SEAT_WAITERS, SEAT_RUNNING, SEAT_TID = Seat.LOCK, Seat.BUSY, Seat.WAITERS, Seat.RUNNING, Seat.TID
 SEAT_KNOWN_TID, SEAT_ENTER, SEAT_CONTEXT = Seat.KNOWN_TID, Seat.ENTER, Seat.CONTEXT
 SEAT_REQUEST, SEAT_STOP, SEAT_PAGE, SEAT_NODE = Seat.REQUEST, Seat.STOP, Seat.PAGE, Seat.NODE
+SEAT_CALLER = Seat.CALLER
 
 SYS_READ, SYS_WRITE, SYS_FUTEX, SYS_TGKILL = 0, 1, 202, 234
 FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE = 128, 129
@@ -287,6 +288,7 @@ def publish(reader: int, seat: int) -> None:
     lock(seat)
     atomic_and(load64(seat + SEAT_REQUEST), ~load64(seat + SEAT_STOP))
     store64(seat + SEAT_TID, load64(reader + READER_TID))
+    store64(load64(seat + SEAT_CALLER), load64(reader + READER_TID))
     store64(seat + SEAT_RUNNING, unique)
     unlock(seat)
     if load64(reader + READER_INTERRUPTED) == unique:

@@ -25,6 +25,7 @@ class Runnable(Protocol):
     context: int
     request: int  # address of the word that makes enter() come back soon, and the bits to set in it
     stop: int
+    caller: int  # address of the word that is told the calling thread's tid
     page: int  # address of the run page in our memory
     memfd: int  # the file it lies in, of the size that the client may map
 

@@ -43,7 +43,7 @@ from tests.process.fakecore_commands import (
 build._groups = lambda: [build.Group.registry["worker"]]
 build.is_warm = lambda: True
 
-REQUEST, PAGE, NOWHERE = 0, 8, 16  # of a vCPU's context
+REQUEST, PAGE, NOWHERE, CALLER = 0, 8, 16, 24  # of a vCPU's context
 IMMEDIATE_EXIT, EXIT_REASON, CR8 = Run.immediate_exit.offset, Run.exit_reason.offset, Run.cr8.offset
 STOP = 2
 SIZE = 3 * 4096
@@ -84,6 +84,7 @@ class FakeVcpu:
         self.page = self._context[PAGE] = ctypes.addressof(self._pin)
         self.enter, self.context = enter.address, self._context.address
         self.request, self.stop = self._context.address + REQUEST, STOP
+        self.caller = self._context.address + CALLER
         self._regs = bytes(144)
 
     def ioctl(self, caller: Any, cmd: int, arg: int) -> int:

@@ -48,6 +48,7 @@ PROGRAMS = [
     Program("x86_64/max_vcpuid_cap_test"),
     Program("x86_64/kvm_clock_test"),
     Program("system_counter_offset_test"),
+    Program("steal_time"),
     Program("x86_64/userspace_msr_exit_test"),
     Program("x86_64/cr4_cpuid_sync_test"),
     Program("x86_64/xcr0_cpuid_test"),

@@ -84,6 +84,9 @@ class ThisProcess:
             os.close(fd)
             raise
 
+    def schedstat(self, *, own: bool) -> int:
+        return os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+
     def node_of(self, number: int) -> Node | None:
         return self.nodes[number]
 
@@ -104,8 +107,17 @@ class ThisProcess:
 class Machine:
     """One vCPU in 64-bit mode at CODE, MEMORY bytes and the 1 GiB above MMIO mapped one to one."""
 
-    def __init__(self, code: str, *, kind: int = 0, irqchip: bool = False, shared: bool = True, ring: int = 0) -> None:
-        self.client = ThisProcess()
+    def __init__(
+        self,
+        code: str,
+        *,
+        kind: int = 0,
+        irqchip: bool = False,
+        shared: bool = True,
+        ring: int = 0,
+        client: ThisProcess | None = None,
+    ) -> None:
+        self.client = client or ThisProcess()
         self.vm = create_vm(kind=kind, client=os.getpid(), passthrough=True)
         if ring:
             self.call(self.vm, ioctls.KVM_ENABLE_CAP, EnableCap(cap=Cap.DIRTY_LOG_RING_ACQ_REL, args=(ring,)))

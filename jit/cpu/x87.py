@@ -10,7 +10,7 @@ from ..build import Group, compiled
 from ..mmu import layout as M
 from ..mmu.group import PROBE_WRITE, READ_SLOW, WRITE_SLOW
 from ..raw import call3, load8, load16, load32, load64, lshr, memcpy, store16, store32, store64
-from . import features
+from . import features, x87_quick
 from .access import alignment_fault, call_slow, effective, offset, probe, read_mem, truncate
 from .flags import arithmetic, set_arithmetic
 from .memory import stored
@@ -91,17 +91,34 @@ def memory_number(r):
     return opcode >> 8 << 3 | opcode >> 3 & 7
 
 
-@group.add
-def x87_registers(s, r):
-    """All register forms that do not deal with RFLAGS."""
-    if exists(r) == 0:
-        return fault(s, r, S.UD, 0, 0)
-    if pending(s, r):
-        return 0
-    store16(s + S.T3, 0)
-    on_registers(s + S.FX, s + S.FX, register_number(r), s + S.T3)
-    note(s, r)
-    return done(r)
+def _registers(quick):
+    """Register forms that do not deal with RFLAGS; `quick` does some of them."""
+
+    def handler(s, r):
+        if exists(r) == 0:
+            return fault(s, r, S.UD, 0, 0)
+        if pending(s, r):
+            return 0
+        if quick(s, load64(r + SRC)) == 0:
+            on_registers(s + S.FX, s + S.FX, register_number(r), s + S.T3)
+        note(s, r)
+        return done(r)
+
+    return handler
+
+
+@compiled
+def never(s, opcode):
+    return 0
+
+
+group.add(_registers(never), "x87_registers")
+group.add(_registers(x87_quick.arithmetic), "x87_arithmetic")
+group.add(_registers(x87_quick.lone), "x87_alone")
+group.add(_registers(x87_quick.push_constant), "x87_constant")
+group.add(_registers(x87_quick.push_register), "fld_register")
+group.add(_registers(x87_quick.exchange), "fxch")
+group.add(_registers(x87_quick.copy_top), "fst_register")
 
 
 @group.add
@@ -111,10 +128,11 @@ def x87_flags(s, r):
         return fault(s, r, S.UD, 0, 0)
     if pending(s, r):
         return 0
-    flags = arithmetic(s)
-    store16(s + S.T3, (flags & LAHF) << 8 | (1 if flags & S.OF else 0))
-    on_registers(s + S.FX, s + S.FX, register_number(r), s + S.T3)
-    flags = load16(s + S.T3)
+    flags, words = arithmetic(s), s + S.T2
+    store16(words, (flags & LAHF) << 8 | (1 if flags & S.OF else 0))
+    if x87_quick.comparison(s, load64(r + SRC), words) == 0:
+        on_registers(s + S.FX, s + S.FX, register_number(r), words)
+    flags = load16(words)
     set_arithmetic(s, flags >> 8 & LAHF | (S.OF if flags & 1 else 0))
     note(s, r)
     return done(r)
@@ -134,7 +152,8 @@ def _read(bits):
                 return 0
         elif read_mem(s, r, la, size, s + S.T1) == 0:
             return 0
-        on_memory(s + S.FX, s + S.FX, memory_number(r), s + S.T1)
+        if x87_quick.from_memory(s, load64(r + SRC), s + S.T1) == 0:
+            on_memory(s + S.FX, s + S.FX, memory_number(r), s + S.T1)
         note_operand(s, r)
         return done(r)
 
@@ -160,10 +179,11 @@ def _write(bits):
         la = effective(s, r, size, 1)
         if load64(s + S.LEAVE) != 0:
             return 0
-        after, result = s + S.IMAGE, s + S.T0
-        on_memory(s + S.FX, after, memory_number(r), result)
-        raised = load16(after + 2) & ~load16(after) & EXCEPTIONS & ~PRECISION
-        host = 0
+        after, result, opcode = s + S.IMAGE, s + S.T0, load64(r + SRC)
+        quick, raised, host = x87_quick.to_memory(s, opcode, result), 0, 0
+        if quick == 0:
+            on_memory(s + S.FX, after, memory_number(r), result)
+            raised = load16(after + 2) & ~load16(after) & EXCEPTIONS & ~PRECISION
         if raised == 0:
             host = probe(s, la, size, M.TLB_WRITE)
             if bits == 80 or host == 0:
@@ -178,7 +198,10 @@ def _write(bits):
                 store16(host, load16(result))
         elif unwritable(s, r, la, size):
             return 0
-        memcpy(s + S.FX, after, 160)
+        if quick:
+            x87_quick.commit(s, opcode)
+        else:
+            memcpy(s + S.FX, after, 160)
         note_operand(s, r)
         return leave_next(s, r) if host == 0 else stored(s, r, host)
 

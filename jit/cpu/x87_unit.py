@@ -18,10 +18,19 @@ LOAD = (f"fnstcw {HOST_CONTROL}($0)", "stmxcsr 24($0)", "fxrstor64 ($0)")
 SAVE = ("fxsave64 ($1)", "testb $$0x80, 2($1)", "jz 3f", "fnclex", "3:", "emms", f"fldcw {HOST_CONTROL}($0)")
 
 
-def _table(copies: int, code: str, at: str) -> tuple[str, ...]:
-    """`copies` instructions whose bytes are `code`, n being their number; number $2 is executed by way of `at`."""
+FORMS = {  # the bytes of number n, and how many there are
+    # The low three bits of the opcode and the low six of ModRM.
+    "registers": ("0xd8 + (n >> 6), 0xc0 + (n & 63)", 512),
+    # The low three bits of the opcode and the reg field of ModRM, for an operand at RCX.
+    "memory": ("0xd8 + (n >> 3), (n & 7) << 3 | 1", 64),
+}
+
+
+def instructions(form: str, via: str) -> tuple[str, ...]:
+    """Lines that execute instruction number $2 of a form; `via` and rdx lead there and back."""
+    code, copies = FORMS[form]
     return (
-        f"leaq 1f(%rip), %{at}", f"leaq (%{at}, $2, 4), %{at}", "leaq 2f(%rip), %rdx", f"jmp *%{at}",
+        f"leaq 1f(%rip), %{via}", f"leaq (%{via}, $2, 4), %{via}", "leaq 2f(%rip), %rdx", f"jmp *%{via}",
         "1:", ".set kvmfs_number, 0", f".rept {copies}", f".byte {code.replace('n', 'kvmfs_number')}", "jmp *%rdx",
         ".set kvmfs_number, kvmfs_number + 1", ".endr", "2:",
     )  # fmt: skip
@@ -30,23 +39,23 @@ def _table(copies: int, code: str, at: str) -> tuple[str, ...]:
 # reload(image, to): what the unit makes of an image: reserved bits, ES.
 reload = machine_code("x87_reload", 2, (*LOAD, *SAVE), CLOBBERS)
 
-# on_registers(image, to, number, flags): number is the low three bits of the opcode and the low six of ModRM.
+# on_registers(image, to, number, flags): a register form.
 # flags: u16, OF in bit 0 and LAHF's in the high byte, for FCMOVcc and by FCOMI.
 on_registers = machine_code(
     "x87_on_registers",
     4,
     (
         *LOAD, "movzwl ($3), %eax", "addb $$0x7f, %al", "sahf",
-        *_table(512, "0xd8 + (n >> 6), 0xc0 + (n & 63)", "rcx"),
+        *instructions("registers", "rcx"),
         "lahf", "seto %al", "movw %ax, ($3)", *SAVE,
     ),
     CLOBBERS,
 )  # fmt: skip
 
-# on_memory(image, to, number, memory): number is the low three bits of the opcode and the reg field of ModRM.
+# on_memory(image, to, number, memory): a memory form.
 on_memory = machine_code(
     "x87_on_memory",
     4,
-    (*LOAD, "movq $3, %rcx", *_table(64, "0xd8 + (n >> 3), (n & 7) << 3 | 1", "rax"), *SAVE),
+    (*LOAD, "movq $3, %rcx", *instructions("memory", "rax"), *SAVE),
     CLOBBERS,
 )

@@ -88,6 +88,12 @@ def resolutions() -> float:
     return millions_per_second()
 
 
+def guest_instructions() -> Table:
+    from benchmarks.instructions import table  # Unicorn's import takes its time
+
+    return table()
+
+
 def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     table = Table("", "measured", "wanted", title="kvmfs", title_justify="left", header_style="bold")
@@ -136,6 +142,9 @@ def main() -> None:
         cold = {"KVMFS_CACHE_DIR": str(work / "cold")}
         row("jit compile, cold", "s", "120 s or less", lambda: seconds(kvmfs("warm"), cold))
     console.print(table)
+    with console.status("guest instructions"):
+        instructions = guest_instructions()
+    console.print(instructions)
 
 
 main()

@@ -14,31 +14,35 @@ from kvmfs.irqchip.chips import group as chips
 from kvmfs.irqchip.lapic import group as lapic
 from kvmfs.irqchip.lock import begin_read, end_read, spin_lock, spin_unlock
 from kvmfs.irqchip.routing import signal
-from kvmfs.irqchip.timer import arm, clock
+from kvmfs.irqchip.timer import arm, clock, disarm
 from kvmfs.irqchip.words import (
     EPOLL_TIMER,
     EPOLL_WAKE,
     NEVER,
     SOURCE_RESAMPLE,
     SOURCE_USERSPACE,
+    Apic,
     Board,
     Ioevent,
     Irqfd,
 )
 from kvmfs.jit import state as S
 from kvmfs.jit.build import Group, compiled
-from kvmfs.jit.raw import call2, call4, load8, load16, load32, load64, store64, syscall
+from kvmfs.jit.raw import atomic_xchg, call1, call2, call4, load8, load16, load32, load64, store64, syscall
 from kvmfs.kvm.coalesced_ring import group as ring
-from kvmfs.kvm.words import IRQCHIP_KERNEL, Vm
+from kvmfs.kvm.words import IRQCHIP_KERNEL, Cpu, Vm
 
 group = Group("bus", __name__)
 
 SYS_READ, SYS_EPOLL_WAIT, SYS_PREADV2 = 0, 232, 327
 RWF_NOWAIT: Final = 8
 EVENTS: Final = 64
+FEW: Final = 256
+"""vCPUs: with more, a wake-up too many of the board's thread costs less than to look at all of them."""
 EVENT_SIZE, EVENT_DATA = 12, 4  # struct epoll_event is packed
 APIC_READ, APIC_WRITE = lapic.slot("apic_mmio_read"), lapic.slot("apic_mmio_write")
 APIC_FIRE, CHIPS_FIRE, SET_GSI = lapic.slot("apic_fire"), chips.slot("chips_fire"), chips.slot("set_gsi")
+CHIPS_NEXT = chips.slot("chips_next")
 IOAPIC_READ, IOAPIC_WRITE = chips.slot("ioapic_mmio_read"), chips.slot("ioapic_mmio_write")
 PORT_READ, PORT_WRITE = chips.slot("chips_port_read"), chips.slot("chips_port_write")
 
@@ -48,6 +52,7 @@ BOARD, IRQCHIP, VCPUS, VCPU_COUNT = Vm.BOARD, Vm.IRQCHIP, Vm.VCPUS, Vm.VCPU_COUN
 VM, FUNCTIONS, IOEVENTS, IRQFDS = Board.VM, Board.FUNCTIONS, Board.IOEVENTS, Board.IRQFDS
 TIMER_LOCK, TIMER_FD, TIMER_NEXT = Board.TIMER_LOCK, Board.TIMER_FD, Board.TIMER_NEXT
 EPOLL_FD, EPOLL_EVENTS, STOP, SCRATCH = Board.EPOLL_FD, Board.EPOLL_EVENTS, Board.STOP, Board.SCRATCH
+APIC, SLEEPS, DEADLINE = Cpu.APIC, Apic.SLEEPS, Apic.DEADLINE
 EVENT_RECORD, PORT, ADDRESS, LENGTH = Ioevent.SIZE, Ioevent.PORT, Ioevent.ADDRESS, Ioevent.LENGTH
 MATCHES, DATA, EVENT_FD = Ioevent.MATCHES, Ioevent.DATA, Ioevent.FD
 IRQFD_RECORD, IRQFD_FD, IRQFD_GSI, RESAMPLES = Irqfd.SIZE, Irqfd.FD, Irqfd.GSI, Irqfd.RESAMPLES
@@ -135,6 +140,61 @@ def bus_port_write(s, port, size, buffer):
 
 
 @compiled
+def keeps_its_timer(s):
+    """Whether the vCPU's thread, asleep, wakes for its APIC timer by itself."""
+    return load64(s + APIC) != 0 and load64(load64(s + APIC) + SLEEPS) != 0
+
+
+@compiled
+def leave_out(s):
+    """Arm the timerfd for what others wait for, and not for this vCPU."""
+    vm = load64(s + S.VM)
+    board = load64(vm + BOARD)
+    spin_lock(board + TIMER_LOCK)
+    store64(board + TIMER_NEXT, NEVER)
+    spin_unlock(board + TIMER_LOCK)
+    following = call1(load64(load64(s + S.FUNCTIONS) + 8 * CHIPS_NEXT), board)
+    for index in range(load64(vm + VCPU_COUNT)):
+        other = load64(load64(vm + VCPUS) + 8 * index)
+        if load64(other + APIC) == 0 or keeps_its_timer(other):
+            continue
+        deadline = load64(load64(other + APIC) + DEADLINE)
+        if deadline != 0 and (following == 0 or deadline < following):
+            following = deadline
+    if following != 0:
+        arm(board, following)
+    else:
+        disarm(board)
+
+
+@group.add
+def timer_sleep(s):
+    """The vCPU is about to wait: until when, for its timer; 0: that is not running. To be followed by timer_wake()."""
+    apic, vm = load64(s + APIC), load64(s + S.VM)
+    if apic == 0 or load64(apic + DEADLINE) == 0:
+        return 0
+    atomic_xchg(apic + SLEEPS, 1)
+    deadline = load64(apic + DEADLINE)
+    if deadline != 0 and load64(load64(vm + BOARD) + TIMER_NEXT) == deadline and load64(vm + VCPU_COUNT) <= FEW:
+        leave_out(s)
+    return deadline
+
+
+@group.add
+def timer_wake(s):
+    """The vCPU has waited: its timer is delivered if it is due, else the board's thread sees to it again."""
+    apic = load64(s + APIC)
+    if apic == 0 or load64(apic + SLEEPS) == 0:
+        return 0
+    if load64(apic + DEADLINE) != 0:
+        call2(load64(load64(s + S.FUNCTIONS) + 8 * APIC_FIRE), s, clock(s + S.T3))
+    atomic_xchg(apic + SLEEPS, 0)
+    if load64(apic + DEADLINE) != 0:
+        arm(load64(load64(s + S.VM) + BOARD), load64(apic + DEADLINE))
+    return 0
+
+
+@compiled
 def serve_timers(board):
     """Fire what is due, and arm the timerfd for what comes next."""
     syscall(SYS_READ, load64(board + TIMER_FD), board + SCRATCH, 8, 0, 0, 0)
@@ -144,7 +204,10 @@ def serve_timers(board):
     now, vm, functions = clock(board + SCRATCH), load64(board + VM), load64(board + FUNCTIONS)
     following = call2(load64(functions + 8 * CHIPS_FIRE), board, now)
     for index in range(load64(vm + VCPU_COUNT)):
-        deadline = call2(load64(functions + 8 * APIC_FIRE), load64(load64(vm + VCPUS) + 8 * index), now)
+        s = load64(load64(vm + VCPUS) + 8 * index)
+        if keeps_its_timer(s):
+            continue
+        deadline = call2(load64(functions + 8 * APIC_FIRE), s, now)
         if deadline != 0 and (following == 0 or deadline < following):
             following = deadline
     if following != 0:

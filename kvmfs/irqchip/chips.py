@@ -410,6 +410,24 @@ def ioapic_mmio_write(s, gpa, size, buffer):
 # The board's thread -----
 
 
+@compiled
+def next_deadline(board):
+    """With LOCK held: when the next timer of the chips fires, 0: none does."""
+    following, storm = load64(board + pit.DEADLINE), load64(board + RETRY)
+    if following == 0 or (storm != 0 and storm < following):
+        return storm
+    return following
+
+
+@group.add
+def chips_next(board):
+    """When the next timer of the chips fires, 0: none does."""
+    spin_lock(board + LOCK)
+    following = next_deadline(board)
+    spin_unlock(board + LOCK)
+    return following
+
+
 @group.add
 def chips_fire(board, now):
     """Timers of the chips: when the next one fires, 0: none."""
@@ -420,12 +438,10 @@ def chips_fire(board, now):
     if load64(board + RETRY) != 0 and load64(board + RETRY) <= now:
         store64(board + RETRY, 0)
         ioapic.retry(board)
-    following, storm = load64(board + pit.DEADLINE), load64(board + RETRY)
+    following = next_deadline(board)
     spin_unlock(board + LOCK)
     if fired:
         tick(board)
-    if following == 0 or (storm != 0 and storm < following):
-        return storm
     return following
 
 

@@ -161,7 +161,7 @@ def apic_scan(s):
 
 @group.add
 def apic_fire(s, now):
-    """The board's thread looks at the vCPU's timer: when it fires next, 0: not at all."""
+    """Look at the vCPU's timer, for the board's thread or its own: when it fires next, 0: not at all."""
     apic = load64(s + APIC)
     if apic == 0:
         return 0

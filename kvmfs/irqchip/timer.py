@@ -3,6 +3,9 @@
 A timer is armed by storing its deadline and having the timerfd fire no later. The board's thread then goes through all
 of them (bus.py). Who changes a deadline from d to something else, by compare-and-swap, has it: the thread, which then
 delivers, or the vCPU, which stops or sets it anew.
+
+A vCPU that sleeps in HLT needs nobody to wake it for its own timer: its thread waits no longer than that. Then the
+timerfd is armed for what the others wait for, if it was armed for this one.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -13,7 +16,7 @@ from typing import Final
 from kvmfs.abi import apic as A
 from kvmfs.irqchip.delivery import local_deliver
 from kvmfs.irqchip.lock import spin_lock, spin_unlock
-from kvmfs.irqchip.words import Apic, Board
+from kvmfs.irqchip.words import NEVER, Apic, Board
 from kvmfs.jit import state as S
 from kvmfs.jit.build import compiled
 from kvmfs.jit.raw import (
@@ -22,6 +25,7 @@ from kvmfs.jit.raw import (
     load32,
     load64,
     lshr,
+    memset,
     rdtsc,
     shl,
     store32,
@@ -67,6 +71,16 @@ def arm(board, deadline):
         store64(board + TIMER_SPEC + 8, 0)
         store64(board + TIMER_SPEC + 16, deadline // NSEC)
         store64(board + TIMER_SPEC + 24, deadline % NSEC)
+        syscall(SYS_TIMERFD_SETTIME, load64(board + TIMER_FD), TFD_TIMER_ABSTIME, board + TIMER_SPEC, 0, 0, 0)
+    spin_unlock(board + TIMER_LOCK)
+
+
+@compiled
+def disarm(board):
+    """Nobody waits for the timerfd, unless somebody has just begun to."""
+    spin_lock(board + TIMER_LOCK)
+    if load64(board + TIMER_NEXT) == NEVER:
+        memset(board + TIMER_SPEC, 0, 32)
         syscall(SYS_TIMERFD_SETTIME, load64(board + TIMER_FD), TFD_TIMER_ABSTIME, board + TIMER_SPEC, 0, 0, 0)
     spin_unlock(board + TIMER_LOCK)
 

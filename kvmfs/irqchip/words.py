@@ -32,6 +32,7 @@ class Apic:
     PERIOD = _l.u64()  # ns
     TARGET = _l.u64()  # when the count gets to 0, ns of CLOCK_MONOTONIC
     DEADLINE = _l.bytes(8, align=64)  # when the armed timer fires, 0: it is not; taken by compare-and-swap
+    SLEEPS = _l.u64()  # 1: the vCPU waits, and its thread wakes for its timer by itself
     TSC_DEADLINE = _l.u64()
     SIPI_VECTOR = _l.u64()
     HANDLED = _l.u64(4)  # vectors whose EOI matters to the I/O APIC or to its stand-in in the client

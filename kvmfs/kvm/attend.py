@@ -7,11 +7,13 @@ INTR_INJECTED, with which the run loop begins; when it cannot, the run loop is t
 
 from __future__ import annotations
 
+import errno
 from typing import Final
 
 from kvmfs.abi.layout import offset_of
 from kvmfs.abi.run import Run
 from kvmfs.abi.vcpu import KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE
+from kvmfs.irqchip.bus import group as bus
 from kvmfs.irqchip.chips import group as chips
 from kvmfs.irqchip.delivery import takes_pic_interrupts
 from kvmfs.irqchip.lapic import group as lapic
@@ -33,9 +35,12 @@ from kvmfs.kvm.platform import call
 from kvmfs.kvm.words import Cpu, Vm
 
 SYS_FUTEX: Final = 202
-FUTEX_WAIT_PRIVATE: Final = 128
+FUTEX_WAIT_BITSET_PRIVATE: Final = 137  # its timeout is a time of CLOCK_MONOTONIC
+ANY: Final = 0xFFFF_FFFF  # FUTEX_BITSET_MATCH_ANY
+ETIMEDOUT, NSEC = errno.ETIMEDOUT, 1_000_000_000
 
 APIC_REQUESTED, APIC_ACKNOWLEDGE = lapic.slot("apic_requested"), lapic.slot("apic_acknowledge")
+TIMER_SLEEP, TIMER_WAKE = bus.slot("timer_sleep"), bus.slot("timer_wake")
 PROCESS_NMI = lapic.slot("process_nmi")
 PIC_OUTPUT, PIC_READ_VECTOR = chips.slot("pic_output"), chips.slot("pic_read_vector")
 
@@ -139,15 +144,22 @@ def wants_window(s):
 
 @compiled
 def wait(s):
-    """Sleep until REQUEST has a reason not to: its bits."""
+    """Sleep until REQUEST has a reason not to, which the vCPU's own timer may be: its bits."""
     atomic_xchg(s + WAITING, 1)
+    deadline, until = call(s, TIMER_SLEEP), 0
+    if deadline != 0:
+        until = s + S.T0
+        store64(until, deadline // NSEC)
+        store64(until + 8, deadline % NSEC)
     while True:
         requests = load64(s + S.REQUEST)
         if requests & (S.REQ_STOP | S.REQ_EVENT | S.REQ_KICK):
             break
-        syscall(SYS_FUTEX, s + S.REQUEST, FUTEX_WAIT_PRIVATE, requests, 0, 0, 0)
+        if syscall(SYS_FUTEX, s + S.REQUEST, FUTEX_WAIT_BITSET_PRIVATE, requests, until, 0, ANY) == -ETIMEDOUT:
+            break
+    call(s, TIMER_WAKE)
     atomic_xchg(s + WAITING, 0)
-    return requests
+    return load64(s + S.REQUEST)
 
 
 @compiled

@@ -11,21 +11,9 @@
  *	client sparse		us	a slot of 64 GiB that nobody touches
  *	client idle		-	a VM with one vCPU and 1 MiB of memory, until stdin is closed
  */
-#define _GNU_SOURCE
-#include <fcntl.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <time.h>
-#include <unistd.h>
+#include "machine.h"
 
-#include <linux/kvm.h>
-
-enum { PAGE = 4096, CODE = 0x1000, TABLES = 0x2000, LOW_SIZE = 0x100000, CPUID_ENTRIES = 256 };
-#define DATA 0x40000000UL	/* page tables map 4 GiB one to one */
+#define DATA 0x40000000UL
 
 asm(".pushsection .rodata\n"
     "guest_out: 1: out %al, $1; jmp 1b\n"
@@ -39,25 +27,6 @@ asm(".pushsection .rodata\n"
     ".popsection\n");
 extern const char guest_out[], guest_out_end[], guest_touch[], guest_touch_end[];
 extern const char guest_convert[], guest_convert_end[];
-
-static int kvm_fd;
-
-static void die(const char *what)
-{
-	perror(what);
-	exit(1);
-}
-
-static int kvm(int fd, unsigned long request, void *argument)
-{
-	int result = ioctl(fd, request, argument);
-
-	if (result < 0) {
-		fprintf(stderr, "ioctl %#lx: ", request);
-		die("");
-	}
-	return result;
-}
 
 static double now(void)	/* ns */
 {
@@ -80,58 +49,18 @@ struct vm {
 	size_t run_size;
 };
 
-static uint8_t *add_slot(int vm, int slot, uint64_t gpa, uint64_t size)
-{
-	uint8_t *address = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	struct kvm_userspace_memory_region region = {
-		.slot = slot, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (uintptr_t)address,
-	};
-
-	if (address == MAP_FAILED)
-		die("mmap");
-	kvm(vm, KVM_SET_USER_MEMORY_REGION, &region);
-	return address;
-}
-
 /* A VM with one vCPU in 64-bit mode, about to run `code`. */
 static struct vm create_of_type(unsigned long type, const char *code, const char *end)
 {
-	struct kvm_segment cs = { .limit = ~0u, .selector = 8, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1 };
-	struct kvm_segment ds = { .limit = ~0u, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1 };
-	struct kvm_regs regs = { .rip = CODE, .rflags = 2 };
-	struct kvm_sregs sregs;
-	struct kvm_cpuid2 *cpuid = calloc(1, sizeof(*cpuid) + CPUID_ENTRIES * sizeof(cpuid->entries[0]));
 	struct vm vm = { .vm = kvm(kvm_fd, KVM_CREATE_VM, (void *)type) };
-	uint64_t *tables;
 
 	vm.low = add_slot(vm.vm, 0, 0, LOW_SIZE);
 	memcpy(vm.low + CODE, code, end - code);
-	tables = (void *)(vm.low + TABLES);
-	tables[0] = (TABLES + PAGE) | 3;
-	for (int i = 0; i < 4; i++)
-		tables[512 + i] = (TABLES + (2 + i) * PAGE) | 3;
-	for (int i = 0; i < 4 * 512; i++)
-		tables[1024 + i] = i * 0x200000UL | 0x83;
-
+	map_one_to_one(vm.low);
 	vm.vcpu = kvm(vm.vm, KVM_CREATE_VCPU, 0);
-	vm.run_size = kvm(kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
-	vm.run = mmap(NULL, vm.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vm.vcpu, 0);
-	if (vm.run == MAP_FAILED)
-		die("mmap(vCPU)");
-	/* Long mode must be in the vCPU's CPUID before EFER may have it. */
-	cpuid->nent = CPUID_ENTRIES;
-	kvm(kvm_fd, KVM_GET_SUPPORTED_CPUID, cpuid);
-	kvm(vm.vcpu, KVM_SET_CPUID2, cpuid);
-	free(cpuid);
-	kvm(vm.vcpu, KVM_GET_SREGS, &sregs);
-	sregs.cr0 = 0x80000001;
-	sregs.cr3 = TABLES;
-	sregs.cr4 = 0x20;
-	sregs.efer = 0x500;
-	sregs.cs = cs;
-	sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = ds;
-	kvm(vm.vcpu, KVM_SET_SREGS, &sregs);
-	kvm(vm.vcpu, KVM_SET_REGS, &regs);
+	vm.run = map_run(vm.vcpu, &vm.run_size);
+	set_cpuid(vm.vcpu, 0);
+	enter_long_mode(vm.vcpu, CODE);
 	return vm;
 }
 

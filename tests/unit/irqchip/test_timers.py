@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from typing import Any
 
@@ -13,6 +14,7 @@ from kvmfs.abi.caps import Cap
 from kvmfs.abi.cpuid_basic import Leaf1Ecx
 from kvmfs.abi.irqchip import ReinjectControl
 from kvmfs.abi.vm import EnableCap
+from kvmfs.irqchip.words import NEVER, Apic, Board
 from tests.unit.irqchip.machine import APIC, WAIT, Guest
 
 TSC_DEADLINE = 0x6E0
@@ -117,6 +119,56 @@ def test_a_snapshot_goes_on_counting() -> None:
     assert 0 < cpu.register(A.APIC_TMCCT) < 1 << 31
     cpu.set_register(A.APIC_TMCCT, 1_000_000)
     assert guest.next_vector() == 0x41
+
+
+# Who keeps the time of a processor that sleeps
+
+
+def sleeping(guest: Guest) -> None:
+    """Wait until the first processor's thread keeps its timer."""
+    keeps = ctypes.c_uint64.from_address(guest.vcpu.lapic.address + Apic.SLEEPS)
+    while not keeps.value:
+        time.sleep(0)
+
+
+def armed_for(guest: Guest) -> int:
+    """What the board's timerfd is armed for, NEVER: it is not."""
+    return guest.vm.board.block[Board.TIMER_NEXT]
+
+
+def test_a_sleeper_needs_nobody_for_its_timer() -> None:
+    guest = Guest(start(A.APIC_LVT_TIMER_ONESHOT, 1 << 31) + WAIT)
+    runs = guest.cpus[0].in_thread(guest.cpus[0].run)
+    sleeping(guest)
+    while armed_for(guest) != NEVER:
+        time.sleep(0)
+    guest.cpus[0].stop()
+    runs.join()
+    assert armed_for(guest) != NEVER  # it sleeps no more
+
+
+def test_a_sleeper_that_is_woken_gives_its_timer_back() -> None:
+    guest = Guest(start(A.APIC_LVT_TIMER_ONESHOT, 1 << 31) + "sti\nhlt\n1: jmp 1b")
+    vectors: list[int] = []
+    runs = guest.cpus[0].in_thread(lambda: vectors.append(guest.next_vector()))
+    sleeping(guest)
+    guest.message(APIC, 0x50)
+    runs.join()
+    assert vectors == [0x50]
+    assert armed_for(guest) != NEVER
+    guest.cpus[0].set_register(A.APIC_TMCCT, 1_000_000)
+    assert guest.next_vector() == 0x41
+
+
+def test_a_sleeper_leaves_the_timers_of_others_to_the_board() -> None:
+    """The other processor is busy when its timer fires, after the sleeper's."""
+    guest = Guest(start(A.APIC_LVT_TIMER_ONESHOT, 20_000_000) + WAIT, cpus=2)
+    guest.cpus[1].start(start(A.APIC_LVT_TIMER_ONESHOT, 40_000_000) + "sti\n1: jmp 1b")
+    vectors: list[int] = []
+    other = guest.cpus[1].in_thread(lambda: vectors.append(guest.cpus[1].next_vector()))
+    assert guest.next_vector() == 0x41
+    other.join()
+    assert vectors == [0x41]
 
 
 # PIT

@@ -17,8 +17,8 @@ from typing import Any
 import trio
 
 from kvmfs.abi.ioctls import KVM_CREATE_VM
+from kvmfs.broker.carrier import Carrier, FuseCarrier
 from kvmfs.broker.clients import Client, Clients, Held
-from kvmfs.broker.files import passthrough_works
 from kvmfs.broker.inspector import Inspector
 from kvmfs.broker.vm import VmProcess
 from kvmfs.broker.zygote import Zygote
@@ -45,6 +45,7 @@ async def serve(
     core: str = DEFAULT_CORE,
     tracer: socket.socket | None = None,
     failures: tuple[str, ...] = (),
+    carrier: Carrier | None = None,
 ) -> None:
     """Serve /dev/kvm until its connection ends and the last VM is gone, or until cancelled.
 
@@ -56,14 +57,16 @@ async def serve(
     :param ready: called when clients are served.
     :param tracer: somebody who is told of all that happens from the start (kvmfs.broker.inspector).
     :param failures: which ioctls are to fail (kvmfs.kvm.failures).
+    :param carrier: how the files of VMs get to clients; None: as FUSE files.
     :param system: what answers system ioctls; :param core: the module that makes VMs in workers (for tests).
     """
-    passthrough = passthrough and passthrough_works()
+    carrier = carrier or FuseCarrier()
+    passthrough = passthrough and carrier.shares_pages()
     if system is None:
         from kvmfs.kvm.system import System
 
-        system = System(shared_pages=passthrough)
-    broker = Broker(connection, system, Zygote(core, log), log, passthrough, failures)
+        system = System(shared_pages=passthrough, reads=carrier.reads)
+    broker = Broker(connection, carrier, system, Zygote(core, log), log, passthrough, failures)
     if tracer:
         broker.inspector.trace_all(tracer)
     await broker.run(ready)
@@ -121,6 +124,7 @@ class Broker:
     def __init__(
         self,
         connection: Connection,
+        carrier: Carrier,
         system: Any,
         zygote: Zygote,
         log: Log,
@@ -128,7 +132,7 @@ class Broker:
         failures: tuple[str, ...] = (),
     ) -> None:
         self._rules, self._failures = failures, Failures(failures)
-        self._connection = connection
+        self._connection, self._carrier = connection, carrier
         self._system = system
         self._zygote = zygote
         self._log = log
@@ -221,9 +225,10 @@ class Broker:
                 self._system.check_vm_type(message.arg)
                 client = self._clients.get(fds.tgid_of(message.tid))
                 await self._wait_for_zygote(creation)
-                vm = VmProcess(client, self._log)
+                vm = VmProcess(client, self._carrier.files(client.tgid), self._log)
                 who = {"uid": message.uid, "gid": message.gid}
-                await vm.start(self._zygote, message.arg, self._passthrough, self._rules, **who)
+                how = {"passthrough": self._passthrough, "reads": self._carrier.reads, "failures": self._rules}
+                await vm.start(self._zygote, message.arg, how, **who)
             except OSError as error:
                 self._log_failure(message, error)
                 self.inspector.refused(message, error.errno or errno.EIO)
@@ -259,13 +264,19 @@ class Broker:
     async def _hand_over(self, vm: VmProcess, client: Client, message: request.Ioctl) -> None:
         """Give the client its descriptor, or undo the VM."""
         failure = reply.ioctl(message.unique, -errno.EIO)
-        held, started = None, time.monotonic_ns()
+        held: Held | None = None
+        started = time.monotonic_ns()
+
+        async def take() -> Held:
+            nonlocal held
+            held = await Held.take(client, message.tid, lambda: self._connection.reply(failure), self._log)
+            return held
+
         try:
             await self.inspector.created(vm)
             fd = await vm.first_file()
             try:
-                held = await Held.take(client, message.tid, lambda: self._connection.reply(failure), self._log)
-                result = await trio.to_thread.run_sync(held.borrow.install, fd)
+                result = await vm.files.give(fd, message.unique, take)
             finally:
                 os.close(fd)
         except BaseException as error:
@@ -283,7 +294,10 @@ class Broker:
         else:
             vm.fd = result
             self.inspector.named(vm, message, started, result)
-            await held.finish(result)
+            if held:
+                await held.finish(result)
+            else:
+                self._answer(message, reply.ioctl(message.unique, result))
 
     def _log_failure(self, message: request.Ioctl, error: OSError) -> None:
         self._log(f"KVM_CREATE_VM of thread {message.tid}: {error}")

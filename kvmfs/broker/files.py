@@ -7,30 +7,8 @@ import fcntl
 import os
 
 from kvmfs.client import maps
-from kvmfs.wire import mount
-from kvmfs.wire.connection import Connection, Kind
 from kvmfs.worker import channel
 from kvmfs.worker.channel import Message
-
-
-def passthrough_works() -> bool:
-    """Whether the kernel lets us put a memfd behind a FUSE file: tried on a connection that nobody sees."""
-    memfd = os.memfd_create("kvmfs-probe", os.MFD_CLOEXEC)
-    try:
-        with Connection.open(Kind.FUSE) as connection:
-            root = mount.fuse(connection.fileno())
-            try:
-                if not connection.handshake(passthrough=True).passthrough:
-                    return False
-                connection.backing_close(connection.backing_open(memfd))
-                return True
-            finally:
-                connection.close()  # before the unmount, which may wait for an answer on it
-                os.close(root)
-    except OSError:
-        return False
-    finally:
-        os.close(memfd)
 
 
 def map_shared(tid: int, address: int, length: int) -> tuple[Message, list[int]]:

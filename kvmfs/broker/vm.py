@@ -17,27 +17,26 @@ import os
 import signal
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
 import trio
 
-from kvmfs.broker import files, takeover
+from kvmfs.broker import files
+from kvmfs.broker.carrier import Files
 from kvmfs.broker.clients import Client, Held
 from kvmfs.broker.link import Link
 from kvmfs.broker.zygote import Zygote
 from kvmfs.client import fds as client_fds
 from kvmfs.kvm.inspection import Header
-from kvmfs.wire import mount, reply
-from kvmfs.wire.connection import Connection, Kind
+from kvmfs.wire import reply
 from kvmfs.worker import channel
 from kvmfs.worker.channel import Message
 
 Log = Callable[[str], None]
 Answer = tuple[Message, list[int]]
 
-_NAME_MAX: Final = 64
 _MAX_REQUESTS: Final = 4096  # of one worker under way: more threads wait in ioctls that need us than a client has
 _HOLD_PATIENCE: Final = 1.0  # seconds
 _QUESTION_PATIENCE: Final = 5.0
@@ -72,8 +71,8 @@ class Asked:
 class VmProcess:
     """Owner of the broker's side of one VM. `run` serves the worker until the VM is gone."""
 
-    def __init__(self, client: Client, log: Log) -> None:
-        """Makes connection and mount. OSError."""
+    def __init__(self, client: Client, files: Files, log: Log) -> None:
+        """`files`: of the VM; from now on its own."""
         self.client = client
         self._log = log
         self._held: dict[int, Held] = {}
@@ -94,30 +93,23 @@ class VmProcess:
         self.pid = 0
         self._pidfd = -1
         self._threads = trio.CapacityLimiter(8)  # so that a worker which never answers an open harms itself only
-        self._connection = Connection.open(Kind.FUSE)
-        try:
-            self._mount = mount.fuse(self._connection.fileno())
-        except BaseException:
-            self._connection.close()
-            raise
+        self.files = files
         ours, self._theirs = channel.pair()
         self._link = Link(ours)
         self._stderr = os.memfd_create("kvmfs-worker-stderr", os.MFD_CLOEXEC)
         self._client_pidfd = os.pidfd_open(client.tgid)
 
-    async def start(
-        self, zygote: Zygote, kind: int, passthrough: bool, failures: tuple[str, ...], *, uid: int, gid: int
-    ) -> None:
-        """Have the worker made. `kind`: the argument of KVM_CREATE_VM; `uid`, `gid`: its caller's. OSError."""
+    async def start(self, zygote: Zygote, kind: int, how: Mapping[str, object], *, uid: int, gid: int) -> None:
+        """Have the worker made. `kind`: the argument of KVM_CREATE_VM; `uid`, `gid`: its caller's; `how`: more that the
+        worker is told (kvmfs.worker.process). OSError."""
         self.kind, self.uid, self.gid = kind, uid, gid
         self.pid, self._pidfd = await zygote.fork(
-            [self._connection.fileno(), self._theirs.fileno(), self._stderr, self._client_pidfd],
+            [self.files.connection.fileno(), self._theirs.fileno(), self._stderr, self._client_pidfd],
             kind=kind,
             client=self.client.tgid,
-            passthrough=passthrough,
             uid=uid,
             gid=gid,
-            failures=failures,
+            **how,
         )
         self._theirs.close()
 
@@ -146,9 +138,9 @@ class VmProcess:
         return khz, tsc, clock
 
     def _open_first(self) -> tuple[int, int]:
-        fd = self.open("vm")
+        fd = self.files.open("vm")
         try:
-            return fd, os.fstat(fd).st_dev
+            return fd, self.files.device(fd)
         except BaseException:
             os.close(fd)
             raise
@@ -167,8 +159,7 @@ class VmProcess:
                     self._end(f"the VM's process has ended\n{self.stderr()}".rstrip())
                     if not self._goodbye:
                         # At once: what is being opened for the worker waits for an answer.
-                        mount, self._mount = self._mount, -1
-                        afterwards.start_soon(takeover.answer_for_the_dead, self._connection, mount)
+                        afterwards.start_soon(self.files.abandon)
             finally:
                 for held in list(self._held.values()):
                     await held.finish(-errno.EIO)
@@ -188,6 +179,7 @@ class VmProcess:
         with trio.move_on_after(_HOLD_PATIENCE), suppress(channel.ChannelClosed):
             await self._link.send({"op": "hold", "id": 0})
             await self._stopped.wait()
+            await trio.to_thread.run_sync(self.files.settle, abandon_on_cancel=True, limiter=self._threads)
 
     async def release(self) -> None:
         with suppress(channel.ChannelClosed):
@@ -283,19 +275,16 @@ class VmProcess:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def close(self) -> None:
-        """Give everything back. What the client has open of a VM whose worker lives is not affected.
-
-        The connection goes first: unmounting may wait for an answer on it otherwise.
-        """
+        """Give everything back. What the client has open of a VM whose worker lives is not affected."""
         self._link.close()
         self._theirs.close()
-        self._connection.close()
+        self.files.close()
         for asked in self._asked.values():
             asked.answer({"errno": errno.ESRCH}, [])
-        for fd in (self._mount, self._stderr, self._pidfd, self._client_pidfd, self.inspection):
+        for fd in (self._stderr, self._pidfd, self._client_pidfd, self.inspection):
             if fd >= 0:
                 os.close(fd)
-        self._mount = self._stderr = self._pidfd = self._client_pidfd = self.inspection = -1
+        self._stderr = self._pidfd = self._client_pidfd = self.inspection = -1
 
     # What the worker asks for --------------------------------------------------------------------------------------
 
@@ -327,32 +316,19 @@ class VmProcess:
             return held
         self._checked(tid)
         message = reply.ioctl(unique, -errno.EIO)
-        held = await Held.take(self.client, tid, lambda: self._connection.reply(message), self._log)
+        held = await Held.take(self.client, tid, lambda: self.files.connection.reply(message), self._log)
         self._held[tid] = held
         return held
 
     async def _install(self, message: Message, fds: list[int]) -> Answer:
-        name = str(message["name"])
-        fd = await trio.to_thread.run_sync(self.open, name, abandon_on_cancel=True, limiter=self._threads)
+        name, tid, unique = str(message["name"]), int(message["tid"]), int(message["unique"])
+        self._checked(tid)
+        fd = await trio.to_thread.run_sync(self.files.open, name, abandon_on_cancel=True, limiter=self._threads)
         try:
-            held = await self._take(int(message["tid"]), int(message["unique"]))
-            return {"fd": await trio.to_thread.run_sync(held.borrow.install, fd, limiter=self._threads)}, []
+            return {"fd": await self.files.give(fd, unique, lambda: self._take(tid, unique))}, []
         finally:
             os.close(fd)
             self._forget_backing()
-
-    def open(self, name: str) -> int:
-        """A new open file of one of the VM's nodes. Blocks until the worker has answered."""
-        if not name or len(name) > _NAME_MAX or "/" in name or name.startswith("."):
-            raise OSError(errno.EINVAL, f"bad name {name[:_NAME_MAX]!r}")
-        try:
-            if self._mount < 0:
-                raise ConnectionAbortedError
-            return os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY, dir_fd=self._mount)
-        except OSError as error:
-            if error.errno in (None, errno.ENOTCONN, errno.ECONNABORTED):
-                raise OSError(errno.EIO, "the VM's process has ended") from None
-            raise
 
     async def _adopt(self, message: Message, fds: list[int]) -> Answer:
         address, length = int(message["address"]), int(message["length"])
@@ -382,6 +358,8 @@ class VmProcess:
         answer: Message = {"description": client_fds.description(fd)}
         if client_fds.is_eventfd(fd):
             answer["eventfd"] = client_fds.eventfd_id(fd)
+        if node := self.files.node_behind(fd):
+            answer["node"] = node
         return answer, [fd]
 
     async def _schedstat(self, message: Message, fds: list[int]) -> Answer:
@@ -393,13 +371,12 @@ class VmProcess:
         if fcntl.fcntl(memfd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR or not files.is_memfd(memfd):
             raise OSError(errno.EINVAL, "not a memfd")
         self._forget_backing()
-        self._backing = self._connection.backing_open(memfd)
+        self._backing = self.files.backing_open(memfd)
         return {"backing": self._backing}, []
 
     def _forget_backing(self) -> None:
-        """Files that are open keep what is behind them."""
         if self._backing:
-            self._connection.backing_close(self._backing)
+            self.files.backing_close(self._backing)
             self._backing = 0
 
     _OPERATIONS: Final[dict[str, Callable[[VmProcess, Message, list[int]], Awaitable[Answer]]]] = {

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,18 @@ from kvmfs.worker import channel
 Log = Callable[[str], None]
 
 
+def _empty_directory() -> int:
+    """One that stays so: nothing can be made in what has no name any more."""
+    try:
+        return mount.tmpfs(mode=0o500)
+    except PermissionError:
+        path = tempfile.mkdtemp(prefix="kvmfs-")
+        try:
+            return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        finally:
+            Path(path).rmdir()
+
+
 class Zygote:
     """Starts at once, forks when ready."""
 
@@ -35,7 +48,7 @@ class Zygote:
         ours, theirs = channel.pair()
         root = str(Path(kvmfs.__file__).parent.parent)
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        empty = mount.tmpfs(mode=0o500)
+        empty = _empty_directory()
         try:
             with theirs:
                 self._process = subprocess.Popen(

@@ -52,8 +52,8 @@ def run(
     `kvmfs run -- cargo test`
     """
     from kvmfs.cli import serving
-    from kvmfs.cli.processes import StartError
-    from kvmfs.cli.run import Options, SetupError
+    from kvmfs.cli.processes import SetupError, StartError
+    from kvmfs.cli.run import Options
     from kvmfs.cli.run import run as run_command
 
     rules = checked(failures)
@@ -99,8 +99,7 @@ def serve(
     """
     from kvmfs.cli import serve as daemon
     from kvmfs.cli import serving
-    from kvmfs.cli.processes import StartError
-    from kvmfs.cli.run import SetupError
+    from kvmfs.cli.processes import SetupError, StartError
 
     try:
         bits = None if mode is None else int(mode, 8)

@@ -96,8 +96,8 @@ def trace(
     `kvmfs trace --json -o golden.json -- ./my-vmm` records, and kvmfs compare tells what is different later.
     """
     from kvmfs.cli import trace as tracing
-    from kvmfs.cli.processes import StartError
-    from kvmfs.cli.run import Options, SetupError
+    from kvmfs.cli.processes import SetupError, StartError
+    from kvmfs.cli.run import Options
 
     options = tracing.Options(output, json, exits, summary, full)
     try:

@@ -21,7 +21,6 @@ from typing import Final, NoReturn, Protocol
 from kvmfs.cli.caps import keep_over_exec
 from kvmfs.syscalls import Sys, syscall
 from kvmfs.wire.connection import Connection
-from kvmfs.wire.device import Device
 from kvmfs.wire.mount import CLONE_NEWNS
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -43,6 +42,10 @@ class StartError(Exception):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class SetupError(Exception):
+    """The device cannot be had here; the message says what is missing."""
 
 
 class Serve(Protocol):
@@ -78,13 +81,11 @@ class Broker:
         self.running = False
 
 
-def start_broker(
-    device: Device, serve: Callable[[Connection, Callable[[], None]], None], keep: frozenset[int] = frozenset()
-) -> Broker:
-    """Fork the process that serves the device, and wait until it does. The connection is its own from now on.
+def start_broker(serve: Callable[[Callable[[], None]], None], keep: frozenset[int]) -> Broker:
+    """Fork the process that serves the device, and wait until it does.
 
-    :param serve: gets the connection and what to call when ready; runs in the new process.
-    :param keep: more descriptors that it has.
+    :param serve: gets what to call when ready; runs in the new process.
+    :param keep: the descriptors that it has.
     :raises StartError: it ended before it was ready, having said why.
     """
     launcher = os.getpid()
@@ -93,9 +94,8 @@ def start_broker(
     if pid == 0:
         status = 1
         try:
-            _become_broker(launcher, {device.connection.fileno(), child_end, *keep})
-            device.leave_node()
-            serve(device.connection, lambda: _tell(child_end))
+            _become_broker(launcher, {child_end, *keep})
+            serve(lambda: _tell(child_end))
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -103,7 +103,6 @@ def start_broker(
             os._exit(status)
     broker = Broker(pid)
     os.close(child_end)
-    device.leave_connection()
     with os.fdopen(parent_end, "rb", buffering=0) as pipe:
         waiter = select.poll()
         waiter.register(pipe, select.POLLIN)
@@ -148,12 +147,19 @@ def _tell(fd: int) -> None:
     os.close(fd)
 
 
-def start_command(command: Sequence[str], mask: set[signal.Signals]) -> int:
-    """Fork and execute the command: its pid. It has a mount namespace of its own, a copy of ours: what it mounts or
-    unmounts does not pull /proc from under the broker.
+def own_mounts() -> None:
+    """A mount namespace for the command, a copy of ours: what it mounts or unmounts does not pull /proc from under the
+    broker."""
+    syscall(Sys.UNSHARE, CLONE_NEWNS)
+
+
+def start_command(command: Sequence[str], mask: set[signal.Signals], prepare: Callable[[], None] = own_mounts) -> int:
+    """Fork and execute the command: its pid.
 
     :param mask: its signal mask.
+    :param prepare: what it does before it is executed.
     :raises StartError: it cannot be executed.
+    :raises SetupError: so says `prepare`.
     """
     launcher = os.getpid()
     parent_end, child_end = os.pipe()
@@ -161,12 +167,14 @@ def start_command(command: Sequence[str], mask: set[signal.Signals]) -> int:
     if pid == 0:
         try:
             _die_with(launcher, signal.SIGKILL)
-            syscall(Sys.UNSHARE, CLONE_NEWNS)
+            prepare()
             _default_signals()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             _execute(command)
         except OSError as error:
             os.write(child_end, str(error.errno).encode())
+        except SetupError as error:
+            os.write(child_end, str(error).encode())
         finally:
             os._exit(NOT_FOUND)
     os.close(child_end)
@@ -174,6 +182,8 @@ def start_command(command: Sequence[str], mask: set[signal.Signals]) -> int:
         failed = pipe.read()
     if failed:
         os.waitpid(pid, 0)
+        if not failed.isdigit():
+            raise SetupError(failed.decode())
         number = int(failed)
         status = NOT_FOUND if number in (errno.ENOENT, errno.ENOTDIR) else CANNOT_EXECUTE
         raise StartError(f"{command[0]}: {os.strerror(number)}", status)

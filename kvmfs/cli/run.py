@@ -1,8 +1,11 @@
 """`kvmfs run`: a device for one command.
 
-The launcher makes a private mount namespace (and, without CAP_SYS_ADMIN, a user namespace), creates the device, forks
-the broker that serves it and, when that is ready, the command. The device lives as long as the command: processes
-that the command leaves behind find it gone (ENOTCONN, EIO), as they would if the module were unloaded.
+The launcher makes the device, forks the broker that serves it and, when that is ready, the command. The device lives as
+long as the command: processes that the command leaves behind find it gone (ENOTCONN, EIO, ENOSYS), as they would if the
+module were unloaded.
+
+A device that is mounted is in a private mount namespace (without CAP_SYS_ADMIN, in a user namespace, too); where
+nothing can be mounted there is none, and the command's system calls are notified (kvmfs.notify).
 
 Who sees whom: all are in the launcher's pid namespace, so the tids in requests mean something to the broker, and
 what the command does in pid namespaces below is translated by the kernel. In the user namespace the broker, which is
@@ -16,16 +19,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvmfs.cli import modparams, processes, supervise, view
+from kvmfs.cli import modparams, probes, processes, supervise, view
 from kvmfs.cli.caps import Capability, effective
+from kvmfs.cli.notified import Notified
+from kvmfs.cli.processes import SetupError
 from kvmfs.cli.transport import Transport
 from kvmfs.wire import mount
-from kvmfs.wire.connection import Connection
 from kvmfs.wire.device import Device, Permissions, cuse_device, fuse_device
-
-
-class SetupError(Exception):
-    """The device cannot be had here; the message says what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,27 +52,67 @@ def run(
     :raises processes.StartError: the broker or the command do not start.
     """
     processes.occupy_standard_streams()
+    privileged = Capability.SYS_ADMIN in effective()
+    chosen = transport(options.transport, privileged)
+    log.info("transport: %s", chosen)
     mask = supervise.block_signals()
     with ExitStack() as undo:
-        device = _private_device(options)
-        undo.callback(device.remove)
-
-        def served(connection: Connection, ready: Callable[[], None]) -> None:
-            serve(connection, log=log, passthrough=options.passthrough, ready=ready)
-
-        broker = processes.start_broker(device, served, keep)
-        undo.callback(broker.stop)
-        try:
-            # In a user namespace the root node belongs to nobody, and cannot be opened for writing, until the kernel
-            # has asked for its attributes.
-            options.device.stat()
-        except OSError as error:
-            raise SetupError(f"the device does not answer: {error}") from None
-        return supervise.supervise(processes.start_command(command, mask), broker)
+        how = _notified if chosen is Transport.SECCOMP else _mounted
+        broker, prepare = how(options, chosen, privileged, serve, log, keep, undo)
+        return supervise.supervise(processes.start_command(command, mask, prepare), broker)
 
 
-def _private_device(options: Options) -> Device:
-    privileged = Capability.SYS_ADMIN in effective()
+def _mounted(
+    options: Options,
+    chosen: Transport,
+    privileged: bool,
+    serve: processes.Serve,
+    log: logging.Logger,
+    keep: frozenset[int],
+    undo: ExitStack,
+) -> tuple[processes.Broker, Callable[[], None]]:
+    """A device in the file system."""
+    device = _private_device(options, chosen, privileged)
+    undo.callback(device.remove)
+
+    def served(ready: Callable[[], None]) -> None:
+        device.leave_node()
+        serve(device.connection, log=log, passthrough=options.passthrough, ready=ready)
+
+    broker = processes.start_broker(served, keep | {device.connection.fileno()})
+    undo.callback(broker.stop)
+    device.leave_connection()
+    try:
+        # In a user namespace the root node belongs to nobody, and cannot be opened for writing, until the kernel
+        # has asked for its attributes.
+        options.device.stat()
+    except OSError as error:
+        raise SetupError(f"the device does not answer: {error}") from None
+    return broker, processes.own_mounts
+
+
+def _notified(
+    options: Options,
+    chosen: Transport,
+    privileged: bool,
+    serve: processes.Serve,
+    log: logging.Logger,
+    keep: frozenset[int],
+    undo: ExitStack,
+) -> tuple[processes.Broker, Callable[[], None]]:
+    """None: the command's system calls are notified."""
+    notified = Notified()
+    undo.callback(notified.close)
+
+    def served(ready: Callable[[], None]) -> None:
+        notified.serve(options.device, serve, log, ready)
+
+    broker = processes.start_broker(served, keep | {notified.fileno()})
+    undo.callback(broker.stop)
+    return broker, notified.bind
+
+
+def _private_device(options: Options, chosen: Transport, privileged: bool) -> Device:
     try:
         mount.private_namespace(user=not privileged)
     except OSError as error:
@@ -81,7 +121,7 @@ def _private_device(options: Options) -> Device:
     permissions = Permissions(0o666, os.geteuid(), os.getegid())
     try:
         view.make_room(options.device)
-        if transport(options.transport, privileged) is Transport.CUSE:
+        if chosen is Transport.CUSE:
             device = cuse_device(options.device, permissions, name=f"kvmfs/run-{os.getpid()}", replace=True)
         else:
             device = fuse_device(options.device, permissions, replace=True)
@@ -92,14 +132,21 @@ def _private_device(options: Options) -> Device:
 
 
 def transport(wanted: Transport, privileged: bool) -> Transport:
-    """What a private device goes through: FUSE where there is a choice, since of it the host sees nothing.
-
-    :raises SetupError: neither can be used.
-    """
+    """What a private device goes through: FUSE where there is a choice, since of it the host sees nothing, and it is
+    the fastest; where nothing can be mounted, seccomp."""
     if wanted is not Transport.AUTO:
         return wanted
-    if os.access("/dev/fuse", os.R_OK | os.W_OK):
-        return Transport.FUSE
-    if privileged and os.access("/dev/cuse", os.R_OK | os.W_OK):
-        return Transport.CUSE
-    raise SetupError("neither /dev/fuse nor /dev/cuse can be used")
+    if _may_mount(privileged):
+        if os.access("/dev/fuse", os.R_OK | os.W_OK):
+            return Transport.FUSE
+        if privileged and os.access("/dev/cuse", os.R_OK | os.W_OK):
+            return Transport.CUSE
+    return Transport.SECCOMP
+
+
+def _may_mount(privileged: bool) -> bool:
+    try:
+        probes.in_child(lambda: probes.namespaces(user=not privileged))
+    except OSError:
+        return False
+    return True

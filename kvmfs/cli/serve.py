@@ -14,8 +14,7 @@ from pathlib import Path
 
 from kvmfs.cli.caps import Capability, effective, in_initial_user_namespace
 from kvmfs.cli.notify import notify
-from kvmfs.cli.processes import Serve, StartError, describe
-from kvmfs.cli.run import SetupError
+from kvmfs.cli.processes import Serve, SetupError, StartError, describe
 from kvmfs.cli.transport import Transport
 from kvmfs.wire.device import Device, Permissions, clear_stale, cuse_device, fuse_device
 

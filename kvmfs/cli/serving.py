@@ -1,14 +1,20 @@
 """The broker as a process's main function: until SIGTERM or SIGINT, or until the device is gone."""
 
+from __future__ import annotations
+
 import logging
 import resource
 import signal
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from kvmfs.cli.caps import Capability, effective, in_initial_user_namespace
 from kvmfs.cli.notify import notify, watchdog_interval
 from kvmfs.wire.connection import Connection
+
+if TYPE_CHECKING:
+    from kvmfs.broker.carrier import Carrier
 
 
 def serve(
@@ -19,12 +25,14 @@ def serve(
     ready: Callable[[], None],
     tracer: socket.socket | None = None,
     failures: tuple[str, ...] = (),
+    carrier: Carrier | None = None,
 ) -> None:
     """Serve the device. VMs that exist then live on in their workers until their clients close them.
 
     :param passthrough: None: where the kernel allows it.
     :param ready: called when clients are served.
     :param tracer: who is told of all that happens. :param failures: which ioctls are to fail.
+    :param carrier: how VMs' files get to clients, if it is not FUSE.
     """
     if passthrough is None:
         # Kernels that have it offer it to every mount, and refuse it later (fs/fuse/passthrough.c, fuse_backing_open).
@@ -53,7 +61,13 @@ def serve(
             if interval := watchdog_interval():
                 nursery.start_soon(show_life, interval)
             await broker.serve(
-                connection, log=log.info, passthrough=passthrough, ready=ready, tracer=tracer, failures=failures
+                connection,
+                log=log.info,
+                passthrough=passthrough,
+                ready=ready,
+                tracer=tracer,
+                failures=failures,
+                carrier=carrier,
             )
             nursery.cancel_scope.cancel()
 

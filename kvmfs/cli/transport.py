@@ -7,3 +7,4 @@ class Transport(StrEnum):
     AUTO = "auto"
     CUSE = "cuse"
     FUSE = "fuse"
+    SECCOMP = "seccomp"

@@ -253,7 +253,7 @@ def _others_stopped(tracee: Tracee, busy: Callable[[int], bool]) -> Iterator[Non
 
 def _interrupted(tid: int) -> Tracee | None:
     with _unless_gone():
-        other = Tracee(tid)
+        other = Tracee(tid, calls=False)
         other.interrupt()
         return other
     return None

@@ -120,12 +120,12 @@ SHARED_PAGES: Final = (Cap.DIRTY_LOG_RING, Cap.DIRTY_LOG_RING_ACQ_REL, Cap.COALE
 """What client and VM write to at any time, and so needs pages that are really shared (FUSE passthrough)."""
 
 
-def check_extension(number: int, has_private_mem: bool = True, shared_pages: bool = True) -> int:
+def check_extension(number: int, has_private_mem: bool = True, shared_pages: bool = True, reads: bool = True) -> int:
     """A capability's value, on /dev/kvm or on a VM."""
     if number not in Cap.__members__.values():
         return 0
     cap = Cap(number)
-    if cap in SHARED_PAGES and not shared_pages:
+    if (cap in SHARED_PAGES and not shared_pages) or (cap is Cap.BINARY_STATS_FD and not reads):
         return 0
     if cap is Cap.MEMORY_ATTRIBUTES:
         return supported_attributes(has_private_mem)
@@ -138,7 +138,7 @@ def check_extension(number: int, has_private_mem: bool = True, shared_pages: boo
 
 @table.ioctl(ioctls.KVM_CHECK_EXTENSION)
 def _check_extension(vm: Vm, caller: Caller, arg: int) -> int:
-    return check_extension(arg, vm.has_private_mem, vm.shared_pages)
+    return check_extension(arg, vm.has_private_mem, vm.shared_pages, vm.reads)
 
 
 # KVM_ENABLE_CAP -----

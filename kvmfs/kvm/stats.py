@@ -92,12 +92,19 @@ def vcpu_data(vcpu: Vcpu) -> bytes:
     return counters.read(0, counters.size)
 
 
+def _can_be_read(vm: Vm) -> None:
+    if not vm.reads:
+        fail(errno.ENOTTY)
+
+
 @vm_table.ioctl(ioctls.KVM_GET_STATS_FD)
 def get_vm_stats_fd(vm: Vm, caller: Caller, arg: int) -> int:
+    _can_be_read(vm)
     return caller.install(StatsFile(VM_STATS, f"kvm-{vm.client}", lambda: vm_data(vm)))
 
 
 @vcpu_table.ioctl(ioctls.KVM_GET_STATS_FD)
 def get_vcpu_stats_fd(vcpu: Vcpu, caller: Caller, arg: int) -> int:
+    _can_be_read(vcpu.vm)
     identity = f"kvm-{vcpu.vm.client}/vcpu-{vcpu.id}"
     return caller.install(StatsFile(VCPU_STATS, identity, lambda: vcpu_data(vcpu)))

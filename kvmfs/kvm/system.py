@@ -23,12 +23,13 @@ table: Table[System] = Table(Fd.SYSTEM)
 
 
 class System:
-    """The device's node. `shared_pages`: VMs can share memory with a client that maps one of their files."""
+    """The device's node. `shared_pages`: VMs can share memory with a client that maps one of their files. `reads`: a
+    client can read them."""
 
     name = "kvm"
 
-    def __init__(self, shared_pages: bool = True) -> None:
-        self.shared_pages = shared_pages
+    def __init__(self, shared_pages: bool = True, reads: bool = True) -> None:
+        self.shared_pages, self.reads = shared_pages, reads
 
     def ioctl(self, caller: Caller, cmd: int, arg: int) -> int:
         return table.call(self, caller, cmd, arg)
@@ -49,7 +50,7 @@ def get_api_version(system: System, caller: Caller, arg: int) -> int:
 
 @table.ioctl(ioctls.KVM_CHECK_EXTENSION)
 def check_extension(system: System, caller: Caller, arg: int) -> int:
-    return caps.check_extension(arg, shared_pages=system.shared_pages)
+    return caps.check_extension(arg, shared_pages=system.shared_pages, reads=system.reads)
 
 
 @table.ioctl(ioctls.KVM_GET_VCPU_MMAP_SIZE)

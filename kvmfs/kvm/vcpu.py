@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 from typing import TYPE_CHECKING, Final
@@ -89,8 +90,10 @@ class Vcpu:
         self.index = index
         self.name = f"vcpu{vcpu_id}"
         self.size = RING_OFFSET + vm.dirty.ring_size if vm.dirty.ring_size else VCPU_MMAP_SIZE
-        self.memfd = os.memfd_create(f"kvm-vcpu:{vcpu_id}", os.MFD_CLOEXEC)
+        self.memfd = os.memfd_create(f"kvm-vcpu:{vcpu_id}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.memfd, self.size)
+        # A client may have this very file: it must not take our memory away.
+        fcntl.fcntl(self.memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         self._page = mmap.mmap(self.memfd, self.size)
         self._page_pin = ctypes.c_char.from_buffer(self._page)
         self.page = ctypes.addressof(self._page_pin)

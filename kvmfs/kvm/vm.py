@@ -47,15 +47,16 @@ TSS_PAGES: Final = 3
 
 class Vm:
     """`kind`: KVM_CREATE_VM's argument. `client`: the process that may use it; any other gets EIO, as one with another
-    mm does from KVM. `shared_pages`: what the client maps of a vCPU's file is our memory, not a page cache."""
+    mm does from KVM. `shared_pages`: what the client maps of a vCPU's file is our memory, not a page cache.
+    `reads`: files of ours can be read."""
 
     name = "vm"
 
-    def __init__(self, native: Native, kind: int, client: int, shared_pages: bool = True) -> None:
+    def __init__(self, native: Native, kind: int, client: int, shared_pages: bool = True, reads: bool = True) -> None:
         self.native = native
         self.kind = kind
         self.client = client
-        self.shared_pages = shared_pages
+        self.shared_pages, self.reads = shared_pages, reads
         self.has_private_mem = kind == KVM_X86_SW_PROTECTED_VM
         self.log = EventLog(f"{client}-{os.getpid()}")
 
@@ -166,12 +167,12 @@ def preload() -> None:
     feature_msrs()
 
 
-def create_vm(*, kind: int, client: int, passthrough: bool) -> Vm:
+def create_vm(*, kind: int, client: int, passthrough: bool, reads: bool) -> Vm:
     """The worker's VM, with compiled code behind it."""
     from kvmfs.kvm import bus_error
     from kvmfs.kvm.compiled import compiled
 
-    vm = Vm(compiled(), kind, client, shared_pages=passthrough)
+    vm = Vm(compiled(), kind, client, shared_pages=passthrough, reads=reads)
     bus_error.install(vm.native, vm.block.address)
     return vm
 

@@ -185,7 +185,9 @@ class Connection:
         """
         while True:
             try:
-                return os.readv(self._fd, [buffer])
+                if length := os.readv(self._fd, [buffer]):
+                    return length
+                raise ConnectionEnded("closed")  # a socket (kvmfs.notify)
             except BlockingIOError:
                 return 0
             except OSError as error:

@@ -71,9 +71,9 @@ class FuseCaller:
 
     def node_of(self, number: int) -> Node | None:
         """The node of this VM that one of its descriptors stands for."""
-        fd = self.getfd(number)
+        answer, (fd,) = self._getfd(number)
         try:
-            return self._server.node_behind(fd)
+            return self._server.node_behind(fd, answer.get("node", 0))
         finally:
             os.close(fd)
 

@@ -9,7 +9,7 @@ Worker to broker:
     install          tid, unique, name               -> fd: number in the client; held
     adopt            tid, unique, address, length    -> fds [memfd]; held
     map_shared       address, length                 -> pieces, fds
-    getfd            fd, tid                         -> description, eventfd, fds [duplicate]
+    getfd            fd, tid                         -> description, eventfd, node, fds [duplicate]
     finish           tid, result                     no answer
     serving          passthrough, resend             no answer: the VM's file may be opened
                      fds [inspection file]

@@ -123,7 +123,7 @@ class Server:
             why = self._native.serve(reader.address)
             if why == block.ENDED:
                 error = -reader.result()
-                if error not in (errno.ENODEV, errno.ECONNABORTED):
+                if error not in (0, errno.ENODEV, errno.ECONNABORTED):
                     self.broker.tell("log", text=f"worker: reading its connection: {os.strerror(error)}")
                 self._end()
             try:
@@ -280,8 +280,11 @@ class Server:
             entry.installed = True
             return number
 
-    def node_behind(self, fd: int) -> Node | None:
-        """The node of ours whose open file `fd` is."""
+    def node_behind(self, fd: int, nodeid: int) -> Node | None:
+        """The node of ours whose open file `fd` is. `nodeid`: its id, if the broker can tell."""
+        if nodeid:
+            entry = self._nodes.get(nodeid)
+            return entry.node if entry else None
         with self._installing:
             if self._device < 0:
                 self._device = self.device.get()

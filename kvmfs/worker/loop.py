@@ -438,7 +438,7 @@ def serve(reader: int) -> int:
         length = syscall(SYS_READ, load64(conn + CONN_FD), message, BUFFER_SIZE, 0, 0, 0)
         others = atomic_add(conn + CONN_READING, -1) - 1
         why = 0
-        if length < 0:
+        if length <= 0:  # 0: a socket (kvmfs.notify) that is closed
             # ENOENT: the request was interrupted before it was read
             if length != -EINTR and length != -EAGAIN and length != -ENOENT:
                 store64(reader + READER_LENGTH, length)

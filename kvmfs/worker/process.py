@@ -33,7 +33,7 @@ class Core(Protocol):
     def preload(self) -> None:
         """Called once, before any create_vm, in the process that workers are forked from."""
 
-    def create_vm(self, *, kind: int, client: int, passthrough: bool) -> Node:
+    def create_vm(self, *, kind: int, client: int, passthrough: bool, reads: bool) -> Node:
         """The VM's node. From when this has returned there is no file system any more. OSError."""
 
 
@@ -66,8 +66,8 @@ def run(
     """Serve one VM until it is gone. In a fresh child of the zygote; returns the exit status.
 
     empty: a descriptor of an empty directory.
-    settings: kind, the argument of KVM_CREATE_VM; client (tgid), uid, gid; passthrough, whether to try it;
-    failures, rules of kvmfs.kvm.failures.
+    settings: kind, the argument of KVM_CREATE_VM; client (tgid), uid, gid; passthrough, whether to try it; reads,
+    whether clients can read files of ours; failures, rules of kvmfs.kvm.failures.
     """
     assert _native
     faulthandler.enable()
@@ -80,7 +80,8 @@ def run(
     negotiated = connection.handshake(passthrough=settings["passthrough"])
     client: int = settings["client"]
     try:
-        vm = core.create_vm(kind=settings["kind"], client=client, passthrough=negotiated.passthrough)
+        able = {"passthrough": negotiated.passthrough, "reads": settings["reads"]}
+        vm = core.create_vm(kind=settings["kind"], client=client, **able)
     except OSError as error:
         broker.tell("failed", errno=error.errno, what=str(error))
         return 0

@@ -1,9 +1,7 @@
 """What a worker may ask of the kernel: a seccomp filter, as data and as the BPF it becomes.
 
-Facts this relies on (seccomp(2), kernel/seccomp.c): a filter sees the system call's number, architecture and argument
-words, never what they point to. It binds the thread that installs it and all its children, for good. Since 5.11 the
-kernel remembers which calls a filter allows whatever their arguments, so the run path's read and write pay almost
-nothing. int arguments are taken from the low 32 bits of their word.
+Since 5.11 the kernel remembers which calls a filter allows whatever their arguments (kernel/seccomp.c), so the run
+path's read and write pay almost nothing.
 
 Everything that is not in here is denied (EPERM): all that takes a path, makes a socket or a process, traces
 or signals. clone3 gets ENOSYS, upon which the C library uses clone, whose flags a filter can see.
@@ -11,11 +9,29 @@ or signals. clone3 gets ENOSYS, upon which the C library uses clone, whose flags
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import struct
 from dataclasses import dataclass
 from typing import Final
+
+from kvmfs import seccomp
+from kvmfs.kvm.client_maps import PROCMAP_QUERY
+from kvmfs.seccomp import (
+    ALLOW,
+    AND,
+    ARCH,
+    ARGS,
+    ERRNO,
+    JEQ,
+    JGE,
+    KILL_PROCESS,
+    LD,
+    NR,
+    RET,
+    X32_BIT,
+    X86_64,
+    Instruction,
+    assemble,
+)
 
 # Source: arch/x86/entry/syscalls/syscall_64.tbl
 ALLOWED: Final = {
@@ -35,7 +51,6 @@ IOCTL, CLONE, FCNTL, PRCTL, TGKILL, PROCESS_VM_READV, PROCESS_VM_WRITEV, CLONE3 
 
 CLONE_THREAD: Final = 0x10000
 PR_SET_NAME: Final = 15
-PROCMAP_QUERY: Final = 0xC068_6611  # on the client's /proc/PID/maps: may it write there?
 FCNTL_COMMANDS: Final = (1, 2, 3, 4, 1030, 1033, 1034)  # F_GETFD, SETFD, GETFL, SETFL, DUPFD_CLOEXEC, ADD/GET_SEALS
 
 
@@ -57,63 +72,45 @@ def rules(own: int, client: int) -> list[tuple[int, tuple[Where, ...]]]:
         (PRCTL, (Where(0, PR_SET_NAME),)),
         (TGKILL, (Where(0, own),)),  # raise(3), abort(3)
         (TGKILL, (Where(0, client), Where(2, 0))),  # is this thread the client's?
-        (IOCTL, (Where(1, PROCMAP_QUERY),)),
+        (IOCTL, (Where(1, PROCMAP_QUERY),)),  # on the client's /proc/PID/maps
         (PROCESS_VM_READV, (Where(0, client),)),
         (PROCESS_VM_WRITEV, (Where(0, client),)),
     ]
 
 
-# BPF (linux/bpf_common.h), seccomp data offsets and verdicts (linux/seccomp.h)
-_LD, _JEQ, _JGE, _AND, _RET = 0x20, 0x15, 0x35, 0x54, 0x06
-_NR, _ARCH, _ARGS = 0, 4, 16
-_ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF_0000, 0x0005_0000, 0x8000_0000
-_X86_64, _X32_BIT = 0xC000_003E, 0x4000_0000
-_Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, k
-
-
 def program(own: int, client: int) -> bytes:
     """The filter as an array of struct sock_filter."""
-    code: list[_Instruction] = [
-        (_LD, 0, 0, _ARCH),
-        (_JEQ, 1, 0, _X86_64),
-        (_RET, 0, 0, _KILL_PROCESS),
-        (_LD, 0, 0, _NR),
-        (_JGE, 0, 1, _X32_BIT),
-        (_RET, 0, 0, _ERRNO | errno.EPERM),
-        (_JEQ, 0, 1, CLONE3),
-        (_RET, 0, 0, _ERRNO | errno.ENOSYS),
+    code: list[Instruction] = [
+        (LD, 0, 0, ARCH),
+        (JEQ, 1, 0, X86_64),
+        (RET, 0, 0, KILL_PROCESS),
+        (LD, 0, 0, NR),
+        (JGE, 0, 1, X32_BIT),
+        (RET, 0, 0, ERRNO | errno.EPERM),
+        (JEQ, 0, 1, CLONE3),
+        (RET, 0, 0, ERRNO | errno.ENOSYS),
     ]
     for number, conditions in rules(own, client):
         code += _rule(number, conditions)
-    code.append((_RET, 0, 0, _ERRNO | errno.EPERM))
-    return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
+    code.append((RET, 0, 0, ERRNO | errno.EPERM))
+    return assemble(code)
 
 
-def _rule(number: int, conditions: tuple[Where, ...]) -> list[_Instruction]:
+def _rule(number: int, conditions: tuple[Where, ...]) -> list[Instruction]:
     """Falls through with the number in the accumulator unless it allows the call."""
-    body: list[_Instruction] = [(_RET, 0, 0, _ALLOW)]
+    body: list[Instruction] = [(RET, 0, 0, ALLOW)]
     for where in reversed(conditions):
         body = [
-            (_LD, 0, 0, _ARGS + 8 * where.index),
-            (_AND, 0, 0, where.mask),
-            (_JEQ, 0, len(body), where.value),
+            (LD, 0, 0, ARGS + 8 * where.index),
+            (AND, 0, 0, where.mask),
+            (JEQ, 0, len(body), where.value),
             *body,
         ]
     if conditions:
-        body.append((_LD, 0, 0, _NR))
-    return [(_JEQ, 0, len(body), number), *body]
-
-
-class _SockFprog(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_uint16), ("filter", ctypes.c_char_p))
-
-
-_PR_SET_SECCOMP, _MODE_FILTER = 22, 2
+        body.append((LD, 0, 0, NR))
+    return [(JEQ, 0, len(body), number), *body]
 
 
 def install(own: int, client: int) -> None:
     """Bind the calling thread and its later children. no_new_privs must be set. OSError."""
-    code = program(own, client)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(_SockFprog(len(code) // 8, code)), 0, 0):
-        raise OSError(ctypes.get_errno(), "seccomp filter refused")
+    seccomp.install(program(own, client))

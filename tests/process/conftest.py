@@ -20,15 +20,15 @@ def _able() -> None:
         missing("root's rights, or no /dev/fuse")
 
 
-@pytest.fixture(scope="module", params=["passthrough", "cached"])
+@pytest.fixture(scope="module", params=["passthrough", "cached", "seccomp"])
 def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A broker over the fake core, with run pages by passthrough and through the page cache."""
+    """A broker over the fake core, with run pages by passthrough, through the page cache, and without FUSE."""
     process = Broker(tmp_path_factory.mktemp("broker"), FAKE, request.param)
     yield process
     process.stop()
 
 
-@pytest.fixture(scope="module", params=["passthrough", "cached"])
+@pytest.fixture(scope="module", params=["passthrough", "cached", "seccomp"])
 def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """A broker over the real core."""
     subprocess.run([sys.executable, "-m", "kvmfs", "warm"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -166,7 +166,7 @@ def preload() -> None:
     pass
 
 
-def create_vm(*, kind: int, client: int, passthrough: bool) -> FakeVm:
+def create_vm(*, kind: int, client: int, passthrough: bool, reads: bool) -> FakeVm:
     if kind == REFUSED_BY_WORKER:
         raise OSError(errno.EDOM, "no such kind")
     return FakeVm(kind)

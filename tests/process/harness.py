@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 
 from kvmfs.abi import ioctls
+from kvmfs.notify import filter as notify_filter
 from tests.support import processes
 from tests.support.paths import ROOT
 
@@ -42,16 +43,35 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
     return value
 
 
+_controls: dict[Path, socket.socket] = {}
+"""Where clients of a device that is none in the file system send their filter's listener."""
+
+
+def bind(path: Path) -> None:
+    """Make this process a client of the broker that answers for `path`."""
+    if control := _controls.get(path):
+        listener = notify_filter.install()
+        socket.send_fds(control, [b"!"], [listener])
+        os.close(listener)
+
+
 class Broker:
-    """A broker process with its device."""
+    """A broker process with its device. `pages`: "passthrough", "cached", or "seccomp", where it is not FUSE."""
 
     def __init__(self, directory: Path, core: str, pages: str) -> None:
         self.path = directory / "kvm"
         self.pages = pages
         self._log = directory / "log"
-        with self._log.open("wb") as log:
+        self._control, theirs = socket.socketpair()
+        if pages == "seccomp":
+            _controls[self.path] = self._control
+        with self._log.open("wb") as log, theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.process.broker", str(self.path), core, pages],
+                [
+                    *(sys.executable, "-m", "tests.process.broker", str(self.path), core),
+                    str(theirs.fileno()) if pages == "seccomp" else pages,
+                ],
+                pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -89,6 +109,8 @@ class Broker:
             self.process.wait()
             subprocess.run(["umount", "-l", self.path], check=False, capture_output=True)
             self.path.unlink(missing_ok=True)
+            _controls.pop(self.path, None)
+            self._control.close()
 
 
 def _children(pid: int) -> list[int]:
@@ -148,6 +170,7 @@ class Client:
             ours.close()
             talk = Talk(theirs)
             try:
+                bind(path)
                 talk.say(("result", body(path, talk)))
             except BaseException:
                 with contextlib.suppress(OSError):

@@ -105,3 +105,30 @@ def test_kernel_selftest(program: Program, selftests_dir: Path, kvmfs_run: Calla
     done = kvmfs_run(selftests_dir / program.path, *program.args, timeout=program.seconds)
     if problem := _verdict(done):
         pytest.fail(f"{problem}\n{done}", pytrace=False)
+
+
+WITHOUT_FUSE = [
+    Program("guest_memfd_test"),
+    Program("x86_64/private_mem_kvm_exits_test"),
+    Program("x86_64/private_mem_conversions_test", seconds=300),
+    Program("pre_fault_memory_test"),
+    Program("x86_64/userspace_io_test"),
+    Program("x86_64/xapic_ipi_test", seconds=180),
+    Program("coalesced_io_test"),
+    Program("demand_paging_test", ("-b", "8M", "-u", "MISSING"), seconds=120),
+    Program("dirty_log_perf_test", ("-b", "16M", "-v", "2", "-i", "2"), seconds=120),
+    Program("rseq_test", ("-u",), seconds=120),
+]
+"""A few of each kind over the other transport: descriptors, exits, memory, fallocate, eventfds, threads, migration."""
+
+
+@pytest.mark.usefixtures("no_leaks")
+@pytest.mark.parametrize(
+    "program",
+    [pytest.param(p, id=p.id, marks=pytest.mark.timeout(p.seconds + 30)) for p in WITHOUT_FUSE],
+)
+def test_without_fuse(program: Program, selftests_dir: Path, kvmfs_run: Callable[..., Finished]) -> None:
+    options = ("--transport", "seccomp")
+    done = kvmfs_run(selftests_dir / program.path, *program.args, timeout=program.seconds, options=options)
+    if problem := _verdict(done):
+        pytest.fail(f"{problem}\n{done}", pytrace=False)

@@ -115,7 +115,7 @@ SINGLE_STEP = _l.u64()  # embedder wants an exit after each instruction
 # The exit: why run() returned (EXIT_* below) and its details
 EXIT = _l.u64()
 EXIT_ARGS = _l.u64(8)
-INSN_BYTES = _l.bytes(16)  # bytes of the instruction that could not be executed
+INSN_BYTES = _l.bytes(16)  # bytes of the instruction that could not be emulated
 INSN_LENGTH = _l.u64()
 
 # I/O in flight. Data of port I/O and of MMIO, and where to go on.
@@ -191,7 +191,7 @@ EXIT_MEMORY_FAULT = 6  # FAULT_GPA, FAULT_SIZE, FAULT_FLAGS, FAULT_ERRNO
 EXIT_EFAULT = 7  # FAULT_ERRNO without fault information
 EXIT_RDMSR = 8  # args: index; answer in RAX, RDX, or raise #GP
 EXIT_WRMSR = 9  # args: index, value
-EXIT_UNIMPLEMENTED = 10  # INSN_BYTES, INSN_LENGTH: not implemented
+EXIT_EMULATION_FAILURE = 10  # INSN_BYTES, INSN_LENGTH: an instruction, or its operand, that KVM's emulator fails on
 EXIT_INTERRUPTED = 11  # REQ_STOP
 EXIT_IRQ_WINDOW = 12  # the guest can take an interrupt now
 EXIT_DEBUG = 13  # args: exception, dr6, dr7, pc
@@ -222,7 +222,6 @@ MODE_LONG = 8  # EFER.LMA
 MODE_PROTECTED = 16
 MODE_V86 = 32
 MODE_PAGING = 64
-MODE_FLAT = 128  # ES, SS, DS have base 0 and no limit
 MODE_USER = 256  # CPL 3
 MODE_STEP = 512  # one instruction a block
 MODE_TS = 1024  # CR0.TS: vector instructions raise #NM

@@ -41,7 +41,7 @@ def fetch_host(s, la, page):
         return scratch + (la & 4095) if remote_copy(s, scratch, 4096, 0) else 0
     # Code in MMIO space: KVM's emulator cannot fetch it either.
     store64(s + S.INSN_LENGTH, 0)
-    store64(s + S.EXIT, S.EXIT_UNIMPLEMENTED)
+    store64(s + S.EXIT, S.EXIT_EMULATION_FAILURE)
     store64(s + S.LEAVE, S.LEAVE_EXIT)
     return 0
 

@@ -9,7 +9,7 @@ from .. import state as S
 from ..build import Group, compiled
 from ..raw import load64, sext8, sext16, sext32, store64
 from . import optable as T
-from .emit import UNIMPLEMENTED, emit_instruction, emit_trap, is_offered
+from .emit import emit_instruction, is_offered
 from .emit_vex import emit_vex
 from .prefix import MAX_LENGTH, begins_vex, prefixes, take, vex_prefix
 
@@ -257,6 +257,4 @@ def decode_one(s):
         return TOO_LONG
     if load64(s + S.D_RIP_RELATIVE) != 0:
         store64(s + S.D_DISP, load64(s + S.D_DISP) + load64(s + S.D_CURSOR))
-    if entry == entry_address(s, 0):
-        return emit_trap(s, UNIMPLEMENTED)
     return emit_vex(s, entry) if load64(s + S.D_VEX) else emit_instruction(s, entry)

@@ -32,7 +32,7 @@ MMX_CHECK, MMX_ENTER = mmx_group.slot("mmx_check"), mmx_group.slot("mmx_enter")
 UNDEFINED, PRIVILEGED = _trap["undefined"], _trap["general_protection"]
 NOP = 0x90
 NOT_AVAILABLE = _trap["device_not_available"]
-UNIMPLEMENTED, END_BLOCK = _trap["unimplemented"], _trap["end_block"]
+END_BLOCK = _trap["end_block"]
 
 
 @compiled
@@ -149,9 +149,8 @@ def in_memory(s, kind):
 
 @compiled
 def emit_trap(s, slot):
-    """A record that ends the block with a fault or an exit; it knows the instruction's bytes."""
-    r = new_record(s, slot)
-    store64(r + R.SRC, load64(s + S.D_BYTES) + load64(s + S.D_START))
+    """A record that ends the block with a fault."""
+    new_record(s, slot)
     return ENDS
 
 
@@ -217,8 +216,6 @@ def emit_operation(s, entry):
     index, memory1 = width_index(s, size1), in_memory(s, kind1)
     chosen = width_index(s, size2) if attributes & T.ATTR_BY2 else index
     slot = load64(entry + 8 * (T.SLOTS + chosen))
-    if slot == 0:
-        return UNIMPLEMENTED
     reads, writes = attributes & T.ATTR_W == 0, attributes & T.ATTR_R == 0
     rmw = memory1 and reads and writes
     if rmw:
@@ -249,7 +246,6 @@ def emit_operation(s, entry):
             store64(r + R.SRC, place(s, r, kind2, size2, s + S.ZERO))
     elif memory1 and writes:
         emit_store(s, size1, s + S.T0, attributes & T.ATTR_AL)
-    return 0
 
 
 @compiled
@@ -287,9 +283,14 @@ def no_such_register(s, entry):
 
 @compiled
 def is_offered(s, entry):
-    """Whether the guest has the feature that an entry needs."""
-    bit = (load64(entry + 8 * T.ATTRIBUTES) >> T.FEATURE_SHIFT) - 1
-    return bit < 0 or lshr(load64(s + S.FEATURES + 8 * (bit >> 6)), bit & 63) & 1 != 0
+    """Whether the guest has the feature that an entry needs, or one of two that will do."""
+    wanted = lshr(load64(entry + 8 * T.ATTRIBUTES), T.FEATURE_SHIFT)
+    offered = wanted == 0
+    while wanted != 0:
+        bit = (wanted & 0xFFFF) - 1
+        offered = offered or lshr(load64(s + S.FEATURES + 8 * (bit >> 6)), bit & 63) & 1 != 0
+        wanted = wanted >> 16
+    return offered
 
 
 @compiled
@@ -301,8 +302,6 @@ def refused(s, entry):
         return UNDEFINED
     if not is_offered(s, entry):
         return UNDEFINED
-    if load64(entry + 8 * T.SHAPE) == T.TODO:
-        return UNIMPLEMENTED
     if attributes & T.ATTR_PM and hflags & S.MODE_PROTECTED == 0:
         return UNDEFINED
     if no_such_register(s, entry):
@@ -329,9 +328,9 @@ def emit_instruction(s, entry):
     trap = refused(s, entry)
     if trap != 0:
         return emit_trap(s, trap)
-    first, attributes, shape = load64(s + S.D_RECORD), load64(entry + 8 * T.ATTRIBUTES), load64(entry + 8 * T.SHAPE)
+    first = load64(s + S.D_RECORD)
     result = emit_records(s, entry)
-    if attributes & (T.ATTR_X87 | T.ATTR_SSE | T.ATTR_MMX) and shape != T.MOVE and attributes & T.ATTR_EM == 0:
+    if load64(entry + 8 * T.ATTRIBUTES) & T.ATTR_MEM:
         forbid_mmio(s, first)
     return result
 
@@ -374,11 +373,7 @@ def emit_records(s, entry):
         store64(s + S.D_SCALE, 0)
         store64(s + S.D_DISP, 0)
     if shape == T.OPERATE or shape == T.BIT or shape == T.XCHG or shape == T.POP_MEM:
-        trap = emit_operation(s, entry)
-        if trap != 0:
-            return emit_trap(s, trap)
-    elif slot == 0:
-        return emit_trap(s, UNIMPLEMENTED)
+        emit_operation(s, entry)
     elif shape == T.ONE_SOURCE:
         if in_memory(s, kind1):
             emit_load(s, size1, s + S.T0, 0)

@@ -15,7 +15,6 @@ from .emit import (
     OK,
     STORES,
     UNDEFINED,
-    UNIMPLEMENTED,
     add_address,
     emit_trap,
     forbid_mmio,
@@ -57,7 +56,7 @@ def refused_vex(s, entry):
                 return UNDEFINED
     if attributes & T.ATTR_AVX and hflags & S.MODE_TS:
         return NOT_AVAILABLE
-    return UNIMPLEMENTED if load64(entry + 8 * T.SHAPE) == T.TODO else 0
+    return 0
 
 
 @compiled
@@ -113,8 +112,6 @@ def emit_allowed(s, entry):
     kind1, size1 = load64(entry + 8 * T.KIND1), load64(entry + 8 * T.SIZE1)
     width = width_index(s, size1)
     slot = load64(entry + 8 * (T.SLOTS + (width if width < XMM else XMM)))
-    if slot == 0:
-        return emit_trap(s, UNIMPLEMENTED)
     if shape == T.ADDRESS:
         r = new_record(s, slot)
         set_operands(s, r, entry)

@@ -26,6 +26,7 @@ from ..raw import (
     store64,
     zext32,
 )
+from . import features
 from .access import (
     call_slow,
     effective,
@@ -45,6 +46,7 @@ from .operand import LOAD, PUT, SLOAD, WIDTHS, done, dst, fault, leave_next, src
 from .record import ASIZE, AUX, IMM, OSIZE, RECORD
 
 group = Group("memory", __name__)
+CX16_WORD, CX16_BIT = features.word("CX16"), features.mask("CX16")
 
 STORE = {8: store8, 16: store16, 32: store32, 64: store64}
 CAS = {8: cas8, 16: cas16, 32: cas32, 64: cas64}
@@ -405,6 +407,8 @@ def cmpxchg8b(s, r):
 @group.add
 def cmpxchg16b(s, r):
     """CMPXCHG16B m128: RDX:RAX against memory, RCX:RBX into it; #GP unless 16-byte aligned."""
+    if load64(s + S.FEATURES + CX16_WORD) & CX16_BIT == 0:  # a feature beside CMPXCHG8B's, in one row of the table
+        return fault(s, r, S.UD, 0, 0)
     la = effective(s, r, 16, 1)
     if load64(s + S.LEAVE) != 0:
         return 0

@@ -8,19 +8,20 @@ an exponent of all ones (SDM vol. 1, 9.6). Instructions that only store do so wh
 from .. import state as S
 from ..build import Group, compiled
 from ..mmu.group import WRITE_SLOW
-from ..raw import load8, load16, load32, load64, lshr, memcpy, memset, store8, store16, store64, ult
+from ..raw import load8, load16, load32, load64, memcpy, memset, store8, store16, store64
 from .access import call_slow, effective, segmented, truncate
 from .floating import begin, finish, floating
 from .operand import done, dst, leave_next, put32, src
 from .packed import PACKED, SHIFTS
 from .record import ASIZE, IMM, OSIZE, SEG_PTR, SRC
+from .sse_move import MMX_EXPONENT, byte_signs, shift, two_operands
 from .vector import vector_op
 from .x87 import pending
 from .x87_state import set_status
 
 group = Group("mmx", __name__)
 
-TOP, ALL_USED, ONES = 0x3800, 0xFF, 0xFFFF
+TOP, ALL_USED = 0x3800, 0xFF
 # Those of PACKED that have no MMX form
 WIDER = ("pcmpeqq", "pcmpgtq", "punpcklqdq", "punpckhqdq", "packusdw", "pmulld", "pmuldq", "movddup", "movsldup")
 WIDER += ("movshdup", "pminsb", "pminsd", "pminuw", "pminud", "pmaxsb", "pmaxsd", "pmaxuw", "pmaxud")
@@ -60,43 +61,18 @@ def emms(s, r):
 @compiled
 def write(register, value):
     store64(register, value)
-    store16(register + 8, ONES)
+    store16(register + 8, MMX_EXPONENT)
 
 
 # Packed integers -----
 
 
-def _two_operands(operation):
-    def handler(s, r):
-        d = dst(r)
-        operation(d, d, src(r))
-        store16(d + 8, ONES)
-        return done(r)
-
-    return handler
-
-
-def _shift(operation, bits, arithmetic):
-    def handler(s, r):
-        d, n = dst(r), load64(src(r))
-        if ult(n, bits):
-            operation(d, d, n)
-        elif arithmetic:
-            operation(d, d, bits - 1)
-        else:
-            memset(d, 0, 8)
-        store16(d + 8, ONES)
-        return done(r)
-
-    return handler
-
-
 for _name, (_bits, _body) in PACKED.items():
     if _name not in WIDER and not _name.startswith("pmov"):
-        group.add(_two_operands(vector_op(f"mm_{_name}", _bits, _body, size=64)), f"mm_{_name}")
+        group.add(two_operands(vector_op(f"mm_{_name}", _bits, _body, size=64), size=8), f"mm_{_name}")
 for _name, (_bits, _body) in SHIFTS.items():
     _operation = vector_op(f"mm_{_name}", _bits, _body, scalar=True, size=64)
-    group.add(_shift(_operation, _bits, _name.startswith("psra")), f"mm_{_name}")
+    group.add(shift(_operation, _bits, _name.startswith("psra"), size=8), f"mm_{_name}")
 
 
 @group.add
@@ -133,7 +109,7 @@ def mm_palignr(s, r):
 def mm_pinsrw(s, r):
     d = dst(r)
     store16(d + (load8(r + IMM) & 3) * 2, load16(src(r)))
-    store16(d + 8, ONES)
+    store16(d + 8, MMX_EXPONENT)
     return done(r)
 
 
@@ -145,8 +121,7 @@ def mm_pextrw(s, r):
 
 @group.add
 def mm_pmovmskb(s, r):
-    signs = lshr(load64(src(r)), 7) & 0x0101010101010101
-    put32(dst(r), lshr(signs * 0x0102040810204080, 56))
+    put32(dst(r), byte_signs(load64(src(r))))
     return done(r)
 
 

@@ -19,9 +19,10 @@ allowed with a memory destination), end (ends the block), d64 (operand size 64 b
 virtual-8086 mode), al (16-byte memory operand must be aligned), cpl0 (#GP unless CPL 0), mv (a plain
 vector move), w16 (16 bits to memory, the operand size to a register), bit (a bit string in memory), xmem, popmem (a
 handler of their own for the memory form), by2 (the second operand's width chooses the handler), noea (the operand is
-decoded, not used), x87 (CR0.EM and CR0.TS forbid it, the record's SRC is FOP), ud (always #UD), todo (valid, not
-implemented: the embedder is told, nothing is guessed), has:NAME (#UD unless the guest has the feature), else (without
-the feature, the instruction is what its opcode is without the prefix).
+decoded, not used), x87 (CR0.EM and CR0.TS forbid it, the record's SRC is FOP), ud (always #UD), mem (KVM's emulator
+does not know it, so its operand cannot be MMIO), em (an x87, MMX or SSE instruction that it knows: the others are all
+mem), has:NAME or has:NAME|NAME (#UD unless the guest has the feature, or one of two), else (without the feature, the
+instruction is what its opcode is without the prefix). What is in no row is #UD.
 """
 
 _ALU = ("add", "or", "adc", "sbb", "and", "sub", "xor", "cmp")
@@ -77,9 +78,9 @@ ONE_BYTE = (
 58+r pop Zv : w d64
 60 pusha : bare end no64
 61 popa : bare no64
-62m bound Gv M : bare no64
+62m bound Gv M : bare no64 mem
 63 movsx@_32 Gv Ed : w o64
-63 arpl Ew Gw : no64 pm
+63 arpl Ew Gw : no64 pm mem
 68 push Iz : r d64
 69 imul3_ Gv Ev Iz : w
 6A push Is : r d64
@@ -113,7 +114,9 @@ ONE_BYTE = (
 9B fwait : bare
 9C pushf : bare end d64
 9D popf : bare end d64
+9E sahf : bare o64 has:LAHF_LM
 9E sahf : bare
+9F lahf : bare o64 has:LAHF_LM
 9F lahf : bare
 A0 mov Ab Ob : w
 A1 mov Av Ov : w
@@ -209,8 +212,8 @@ TWO_BYTE = """
 00/1 str_ Ev : bare w16 pm
 00/2 lldt Ew : bare one end cpl0 pm
 00/3 ltr Ew : bare one end cpl0 pm
-00/4 verr Ew : bare r pm
-00/5 verw Ew : bare r pm
+00/4 verr Ew : bare r pm mem
+00/5 verw Ew : bare r pm mem
 01/0m sgdt M : bare end
 01/1m sidt M : bare end
 01/2m lgdt M : bare end cpl0
@@ -224,11 +227,11 @@ NP.01/2r xgetbv_group : bare end reg
 01/3r svm_group : bare end reg
 01/5r pkru_group : bare end reg
 01/7r swapgs_group : bare end reg
-02 lar Gv Ew : pm
-03 lsl Gv Ew : pm
-05 syscall : bare end
+02 lar Gv Ew : pm mem
+03 lsl Gv Ew : pm mem
+05 syscall : bare end has:SYSCALL
 06 clts : bare end cpl0
-07 sysret : bare end
+07 sysret : bare end has:SYSCALL
 08 barrier : bare end cpl0
 09 barrier : bare end cpl0
 0B ud2 : bare end
@@ -252,13 +255,13 @@ NP.01/2r xgetbv_group : bare end reg
 21 mov_from_dr Rq Tq : bare end cpl0
 22 mov_to_cr Kq Rq : bare end cpl0
 23 mov_to_dr Tq Rq : bare end cpl0
-30 wrmsr : bare end cpl0
-31 read_tsc : bare
-32 rdmsr : bare end cpl0
+30 wrmsr : bare end cpl0 has:MSR
+31 read_tsc : bare has:TSC
+32 rdmsr : bare end cpl0 has:MSR
 33 rdpmc : bare end
-34 sysenter : bare end
-35 sysexit : bare end cpl0
-40+cc cmov Gv Ev
+34 sysenter : bare end has:SEP
+35 sysexit : bare end cpl0 has:SEP
+40+cc cmov Gv Ev : has:CMOV
 80+cc j Jz : bare end f64
 90+cc set Eb : w
 A0 push_fs : bare end d64
@@ -273,22 +276,22 @@ AA rsm : bare ud
 AB bts Ev Gv : lock bit
 AC shrd Ev Gv Ib
 AD shrd Ev Gv Cb
-NP.AE/0m fxsave M : bare end
-NP.AE/1m fxrstor M : bare end
-NP.AE/2m ldmxcsr M : bare end
-NP.AE/3m stmxcsr M : bare end
-NP.AE/4m xsave M : bare end
-NP.AE/5m xrstor M : bare end
-NP.AE/6m xsaveopt M : bare end
-NP.AE/7m clflush M : bare
+NP.AE/0m fxsave M : bare end has:FXSR
+NP.AE/1m fxrstor M : bare end has:FXSR
+NP.AE/2m ldmxcsr M : bare end mem has:XMM
+NP.AE/3m stmxcsr M : bare end mem has:XMM
+NP.AE/4m xsave M : bare end mem has:XSAVE
+NP.AE/5m xrstor M : bare end mem has:XSAVE
+NP.AE/6m xsaveopt M : bare end mem has:XSAVEOPT
+NP.AE/7m clflush M : bare has:CLFLUSH
 F3.AE/0r rdfsbase Ry : bare
 F3.AE/1r rdgsbase Ry : bare
 F3.AE/2r wrfsbase Ry : bare end
 F3.AE/3r wrgsbase Ry : bare end
-NP.AE/5r barrier : bare
-NP.AE/6r barrier : bare
-NP.AE/7r barrier : bare
-66.AE/6m clflush M : bare has:CLWB
+NP.AE/5r barrier : bare has:XMM2
+NP.AE/6r barrier : bare has:XMM2
+NP.AE/7r barrier : bare has:XMM|MMXEXT
+66.AE/6m clflush M : bare mem has:CLWB
 66.AE/7m clflush M : bare has:CLFLUSHOPT else
 AF imul2_ Gv Ev
 B0 cmpxchg Eb Gb : lock
@@ -299,7 +302,7 @@ B4 lfs Gv M : bare end
 B5 lgs Gv M : bare end
 B6 movzx@_8 Gv Eb : w
 B7 movzx@_16 Gv Ew : w
-F3.B8 popcnt Gv Ev : w has:POPCNT
+F3.B8 popcnt Gv Ev : w mem has:POPCNT
 B9 ud1 Gv Ev : bare ud
 BA/4 bt Ev Ib : r
 BA/5 bts Ev Ib : lock
@@ -314,15 +317,15 @@ BE movsx@_8 Gv Eb : w
 BF movsx@_16 Gv Ew : w
 C0 xadd Eb Gb : lock
 C1 xadd Ev Gv : lock
-NP.C3m mov Ey Gy : w
-C7/1m cmpxchg8b M : bare end lock cx8
-NP.C7/3m xrstors M : bare end
-NP.C7/4m xsavec M : bare end
-NP.C7/5m xsaves M : bare end
+NP.C3m mov Ey Gy : w has:XMM2
+C7/1m cmpxchg8b M : bare end lock cx8 has:CX8
+NP.C7/3m xrstors M : bare end mem has:XSAVES
+NP.C7/4m xsavec M : bare end mem has:XSAVEC
+NP.C7/5m xsaves M : bare end mem has:XSAVES
 C7/6r rdrand Rv : w has:RDRAND
 C7/7r rdseed Rv : w has:RDSEED
-F2.C7/1m cmpxchg8b M : bare end lock cx8
-F3.C7/1m cmpxchg8b M : bare end lock cx8
+F2.C7/1m cmpxchg8b M : bare end lock cx8 has:CX8
+F3.C7/1m cmpxchg8b M : bare end lock cx8 has:CX8
 F3.C7/7r rdpid Rq : bare
 C8+r bswap Zv
 FF ud0 Gv Ev : bare ud
@@ -334,13 +337,13 @@ F3.F0m no_movbe Gv Ev : bare ud
 F3.F1m no_movbe Ev Gv : bare ud
 F0m movbe Gv Ev : w has:MOVBE
 F1m movbe Ev Gv : w has:MOVBE
-F2.F0 crc32_@_8 Gy Eb : has:XMM4_2
-F2.F1 crc32_@_% Gy Ev : by2 has:XMM4_2
-66.F6 adcx Gy Ey : has:ADX
-F3.F6 adox Gy Ey : has:ADX
-66.F8m movdir64b Gq M : bare end has:MOVDIR64B
-NP.F9m mov Ey Gy : w has:MOVDIRI
-66.82m invpcid Gy M : bare end cpl0
+F2.F0 crc32_@_8 Gy Eb : mem has:XMM4_2
+F2.F1 crc32_@_% Gy Ev : by2 mem has:XMM4_2
+66.F6 adcx Gy Ey : mem has:ADX
+F3.F6 adox Gy Ey : mem has:ADX
+66.F8m movdir64b Gq M : bare end mem has:MOVDIR64B
+NP.F9m mov Ey Gy : w mem has:MOVDIRI
+66.82m invpcid Gy M : bare end cpl0 mem has:INVPCID
 """
 
 MAP_3A = ""

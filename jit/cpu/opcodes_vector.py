@@ -1,4 +1,4 @@
-"""Opcode rows of the vector instructions, in the notation of opcodes.py.
+"""Opcode rows of the SSE instructions by the CPUID feature that brought them, in the notation of opcodes.py.
 
 All of them need CR4.OSFXSR set, CR0.EM and CR0.TS clear; a 16-byte memory operand must be aligned, except with the
 attribute `un` (of SHA's as AMD's processors have it). `dq` names the handler by operand size: ...d, ...q.
@@ -11,71 +11,75 @@ def _run(first: int, names: str, form: str = "Vx Wx") -> str:
     return "\n".join(rows) + "\n"
 
 
-def _float(opcode: int, name: str, types: str = "ps pd ss sd", immediate: str = "") -> str:
-    """One opcode for several types, by prefix."""
+def _float(types: str, *names: str) -> str:
+    """Arithmetic (`51 sqrt`) on several types, by prefix."""
     forms = {"ps": ("NP", "x"), "pd": ("66", "x"), "ss": ("F3", "d"), "sd": ("F2", "q")}
     rows = []
     for suffix in types.split():
         prefix, size = forms[suffix]
-        rows.append(f"{prefix}.{opcode:02X} {name}{suffix} V{size} W{size} {immediate}: bare")
+        for opcode, name, *immediate in map(str.split, names):
+            rows.append(f"{prefix}.{opcode} {name}{suffix} V{size} W{size} {' '.join(immediate)} : bare")
     return "\n".join(rows) + "\n"
 
 
-TWO_BYTE = (
-    """
-NP.10 movups Vx Wx : mv un w
-NP.11 movups Wx Vx : mv un w
-66.10 movupd Vx Wx : mv un w
-66.11 movupd Wx Vx : mv un w
+_ARITHMETIC = ("51 sqrt", "58 add", "59 mul", "5C sub", "5D min", "5E div", "5F max", "C2 cmp Ib")
+
+SSE_0F = """
+NP.10 movups Vx Wx : mv un w em
+NP.11 movups Wx Vx : mv un w em
 F3.10m movd_xr Vd Wd : w
 F3.10r movss Vd Wd : bare
 F3.11m mov Wd Vd : w
 F3.11r movss Wd Vd : bare
+NP.12m movsd Vq Wq : bare
+NP.12r movhlps Vq Wq : bare
+NP.13m mov Wq Vq : w
+NP.14 punpckldq Vx Wx : bare
+NP.15 punpckhdq Vx Wx : bare
+NP.16 movhps Vq Wq : bare
+NP.17m movhlps Wq Vq : bare w
+NP.28 movaps Vx Wx : mv w em
+NP.29 movaps Wx Vx : mv w em
+NP.2Bm movntps Wx Vx : mv w em
+F3.2A cvtsi2ss Vy Ey : dq
+F3.2C cvttss2si Gy Wd : dq w
+F3.2D cvtss2si Gy Wd : dq w
+NP.2E ucomiss Vd Wd : bare r
+NP.2F comiss Vd Wd : bare r
+NP.50r movmskps Gd Wx : bare w
+NP.54 pand Vx Wx : bare
+NP.55 pandn Vx Wx : bare
+NP.56 por Vx Wx : bare
+NP.57 pxor Vx Wx : bare
+NP.C6 shufps Vx Wx Ib : bare
+""" + _float("ps ss", *_ARITHMETIC, "52 rsqrt", "53 rcp")
+
+SSE2_0F = (
+    """
+66.10 movupd Vx Wx : mv un w em
+66.11 movupd Wx Vx : mv un w em
 F2.10m movd_xr Vq Wq : w
 F2.10r movsd Vq Wq : bare
 F2.11m mov Wq Vq : w
 F2.11r movsd Wq Vq : bare
-NP.12m movsd Vq Wq : bare
-NP.12r movhlps Vq Wq : bare
 66.12m movsd Vq Wq : bare
-F3.12 movsldup Vx Wx : bare w
-F2.12 movddup Vq Wq : bare w
-NP.13m mov Wq Vq : w
 66.13m mov Wq Vq : w
-NP.14 punpckldq Vx Wx : bare
 66.14 punpcklqdq Vx Wx : bare
-NP.15 punpckhdq Vx Wx : bare
 66.15 punpckhqdq Vx Wx : bare
-NP.16 movhps Vq Wq : bare
 66.16m movhps Vq Wq : bare
-F3.16 movshdup Vx Wx : bare w
-NP.17m movhlps Wq Vq : bare w
 66.17m movhlps Wq Vq : bare w
-NP.28 movaps Vx Wx : mv w
-NP.29 movaps Wx Vx : mv w
-66.28 movapd Vx Wx : mv w
-66.29 movapd Wx Vx : mv w
-NP.2Bm movntps Wx Vx : mv w
-66.2Bm movntpd Wx Vx : mv w
-F3.2A cvtsi2ss Vy Ey : dq
+66.28 movapd Vx Wx : mv w em
+66.29 movapd Wx Vx : mv w em
+66.2Bm movntpd Wx Vx : mv w em
 F2.2A cvtsi2sd Vy Ey : dq
-F3.2C cvttss2si Gy Wd : dq w
 F2.2C cvttsd2si Gy Wq : dq w
-F3.2D cvtss2si Gy Wd : dq w
 F2.2D cvtsd2si Gy Wq : dq w
-NP.2E ucomiss Vd Wd : bare r
 66.2E ucomisd Vq Wq : bare r
-NP.2F comiss Vd Wd : bare r
 66.2F comisd Vq Wq : bare r
-NP.50r movmskps Gd Wx : bare w
 66.50r movmskpd Gd Wx : bare w
-NP.54 pand Vx Wx : bare
 66.54 pand Vx Wx : bare
-NP.55 pandn Vx Wx : bare
 66.55 pandn Vx Wx : bare
-NP.56 por Vx Wx : bare
 66.56 por Vx Wx : bare
-NP.57 pxor Vx Wx : bare
 66.57 pxor Vx Wx : bare
 NP.5A cvtps2pd Vx Wq : bare w
 66.5A cvtpd2ps Vx Wx : bare w
@@ -85,8 +89,8 @@ NP.5B cvtdq2ps Vx Wx : bare w
 66.5B cvtps2dq Vx Wx : bare w
 F3.5B cvttps2dq Vx Wx : bare w
 66.6E movd_xr Vy Ey : w
-66.6F movdqa Vx Wx : mv w
-F3.6F movdqu Vx Wx : mv un w
+66.6F movdqa Vx Wx : mv w em
+F3.6F movdqu Vx Wx : mv un w em
 66.70 pshufd Vx Wx Ib : bare w
 F3.70 pshufhw Vx Wx Ib : bare w
 F2.70 pshuflw Vx Wx Ib : bare w
@@ -102,12 +106,11 @@ F2.70 pshuflw Vx Wx Ib : bare w
 66.73/7r pslldq Wx Ib : bare
 66.7E mov Ey Vy : w
 F3.7E movd_xr Vq Wq : w
-66.7F movdqa Wx Vx : mv w
-F3.7F movdqu Wx Vx : mv un w
+66.7F movdqa Wx Vx : mv w em
+F3.7F movdqu Wx Vx : mv un w em
 66.C4r pinsrw Vx Ed Ib : bare
 66.C4m pinsrw Vx Ew Ib : bare
 66.C5r pextrw Gd Wx Ib : bare w
-NP.C6 shufps Vx Wx Ib : bare
 66.C6 shufpd Vx Wx Ib : bare
 66.D6m mov Wq Vq : w
 66.D6r movd_xr Wq Vq : w
@@ -115,22 +118,9 @@ NP.C6 shufps Vx Wx Ib : bare
 F3.E6 cvtdq2pd Vx Wq : bare w
 F2.E6 cvtpd2dq Vx Wx : bare w
 66.E6 cvttpd2dq Vx Wx : bare w
-66.E7m movntdq Wx Vx : mv w
-F2.F0m lddqu Vx Wx : mv un w
+66.E7m movntdq Wx Vx : mv w em
 """
-    + _float(0x51, "sqrt")
-    + _float(0x52, "rsqrt", "ps ss")
-    + _float(0x53, "rcp", "ps ss")
-    + _float(0x58, "add")
-    + _float(0x59, "mul")
-    + _float(0x5C, "sub")
-    + _float(0x5D, "min")
-    + _float(0x5E, "div")
-    + _float(0x5F, "max")
-    + _float(0xC2, "cmp", immediate="Ib ")
-    + "66.7C haddpd Vx Wx : bare\nF2.7C haddps Vx Wx : bare\n"
-    + "66.7D hsubpd Vx Wx : bare\nF2.7D hsubps Vx Wx : bare\n"
-    + "66.D0 addsubpd Vx Wx : bare\nF2.D0 addsubps Vx Wx : bare\n"
+    + _float("pd sd", *_ARITHMETIC)
     + _run(0x60, "punpcklbw punpcklwd punpckldq packsswb pcmpgtb pcmpgtw pcmpgtd packuswb")
     + _run(0x68, "punpckhbw punpckhwd punpckhdq packssdw punpcklqdq punpckhqdq")
     + _run(0x74, "pcmpeqb pcmpeqw pcmpeqd")
@@ -139,9 +129,25 @@ F2.F0m lddqu Vx Wx : mv un w
     + _run(0xF1, "psllw pslld psllq pmuludq pmaddwd psadbw - psubb psubw psubd psubq paddb paddw paddd")
 )
 
-MAP_38 = (
-    _run(0x00, "pshufb phaddw phaddd phaddsw pmaddubsw phsubw phsubd phsubsw psignb psignw psignd pmulhrsw")
-    + """
+SSE3_0F = """
+F3.12 movsldup Vx Wx : bare w
+F2.12 movddup Vq Wq : bare w
+F3.16 movshdup Vx Wx : bare w
+66.7C haddpd Vx Wx : bare
+F2.7C haddps Vx Wx : bare
+66.7D hsubpd Vx Wx : bare
+F2.7D hsubps Vx Wx : bare
+66.D0 addsubpd Vx Wx : bare
+F2.D0 addsubps Vx Wx : bare
+F2.F0m lddqu Vx Wx : mv un w
+"""
+
+SSSE3_38 = _run(0x00, "pshufb phaddw phaddd phaddsw pmaddubsw phsubw phsubd phsubsw psignb psignw psignd pmulhrsw")
+SSSE3_38 += _run(0x1C, "pabsb pabsw pabsd")
+SSSE3_3A = _run(0x0F, "palignr", "Vx Wx Ib")
+
+SSE4_1_38 = (
+    """
 66.10 pblendvb Vx Wx : bare
 66.14 blendvps Vx Wx : bare
 66.15 blendvpd Vx Wx : bare
@@ -160,28 +166,12 @@ MAP_38 = (
 66.34 pmovzxwq Vx Wd : bare w
 66.35 pmovzxdq Vx Wq : bare w
 """
-    + """
-66.CF gf2p8mulb Vx Wx : bare has:GFNI
-66.DB aesimc Vx Wx : bare w has:AES
-66.DC aesenc Vx Wx : bare has:AES
-66.DD aesenclast Vx Wx : bare has:AES
-66.DE aesdec Vx Wx : bare has:AES
-66.DF aesdeclast Vx Wx : bare has:AES
-NP.C8 sha1nexte Vx Wx : bare un has:SHA_NI
-NP.C9 sha1msg1 Vx Wx : bare un has:SHA_NI
-NP.CA sha1msg2 Vx Wx : bare un has:SHA_NI
-NP.CB sha256rnds2 Vx Wx : bare un has:SHA_NI
-NP.CC sha256msg1 Vx Wx : bare un has:SHA_NI
-NP.CD sha256msg2 Vx Wx : bare un has:SHA_NI
-"""
-    + _run(0x41, "phminposuw")
-    + _run(0x1C, "pabsb pabsw pabsd")
     + _run(0x28, "pmuldq pcmpeqq - packusdw")
-    + _run(0x37, "pcmpgtq pminsb pminsd pminuw pminud pmaxsb pmaxsd pmaxuw pmaxud pmulld")
+    + _run(0x38, "pminsb pminsd pminuw pminud pmaxsb pmaxsd pmaxuw pmaxud pmulld phminposuw")
 )
 
-MAP_3A = (
-    _run(0x0C, "blendps blendpd pblendw palignr", "Vx Wx Ib")
+SSE4_1_3A = (
+    _run(0x0C, "blendps blendpd pblendw", "Vx Wx Ib")
     + """
 66.08 roundps Vx Wx Ib : bare w
 66.09 roundpd Vx Wx Ib : bare w
@@ -201,14 +191,59 @@ MAP_3A = (
 66.40 dpps Vx Wx Ib : bare
 66.41 dppd Vx Wx Ib : bare
 66.42 mpsadbw Vx Wx Ib : bare
-66.44 pclmulqdq Vx Wx Ib : bare has:PCLMULQDQ
-66.60 pcmpestrm Vx Wx Ib : bare r un has:XMM4_2
-66.61 pcmpestri Vx Wx Ib : bare r un has:XMM4_2
-66.62 pcmpistrm Vx Wx Ib : bare r un has:XMM4_2
-66.63 pcmpistri Vx Wx Ib : bare r un has:XMM4_2
-NP.CC sha1rnds4 Vx Wx Ib : bare un has:SHA_NI
-66.CE gf2p8affineqb Vx Wx Ib : bare has:GFNI
-66.CF gf2p8affineinvqb Vx Wx Ib : bare has:GFNI
-66.DF aeskeygenassist Vx Wx Ib : bare w has:AES
 """
+)
+
+SSE4_2_38 = "66.37 pcmpgtq Vx Wx : bare"
+SSE4_2_3A = """
+66.60 pcmpestrm Vx Wx Ib : bare r un
+66.61 pcmpestri Vx Wx Ib : bare r un
+66.62 pcmpistrm Vx Wx Ib : bare r un
+66.63 pcmpistri Vx Wx Ib : bare r un
+"""
+
+AES_38 = """
+66.DB aesimc Vx Wx : bare w
+66.DC aesenc Vx Wx : bare
+66.DD aesenclast Vx Wx : bare
+66.DE aesdec Vx Wx : bare
+66.DF aesdeclast Vx Wx : bare
+"""
+AES_3A = "66.DF aeskeygenassist Vx Wx Ib : bare w"
+PCLMULQDQ_3A = "66.44 pclmulqdq Vx Wx Ib : bare"
+
+SHA_38 = """
+NP.C8 sha1nexte Vx Wx : bare un
+NP.C9 sha1msg1 Vx Wx : bare un
+NP.CA sha1msg2 Vx Wx : bare un
+NP.CB sha256rnds2 Vx Wx : bare un
+NP.CC sha256msg1 Vx Wx : bare un
+NP.CD sha256msg2 Vx Wx : bare un
+"""
+SHA_3A = "NP.CC sha1rnds4 Vx Wx Ib : bare un"
+
+GFNI_38 = "66.CF gf2p8mulb Vx Wx : bare"
+GFNI_3A = """
+66.CE gf2p8affineqb Vx Wx Ib : bare
+66.CF gf2p8affineinvqb Vx Wx Ib : bare
+"""
+
+# Map, attributes of all its rows, rows
+SECTIONS = (
+    (1, "has:XMM", SSE_0F),
+    (1, "has:XMM2", SSE2_0F),
+    (1, "has:XMM3", SSE3_0F),
+    (2, "has:SSSE3", SSSE3_38),
+    (3, "has:SSSE3", SSSE3_3A),
+    (2, "has:XMM4_1", SSE4_1_38),
+    (3, "has:XMM4_1", SSE4_1_3A),
+    (2, "has:XMM4_2", SSE4_2_38),
+    (3, "has:XMM4_2", SSE4_2_3A),
+    (2, "has:AES", AES_38),
+    (3, "has:AES", AES_3A),
+    (3, "has:PCLMULQDQ", PCLMULQDQ_3A),
+    (2, "has:SHA_NI", SHA_38),
+    (3, "has:SHA_NI", SHA_3A),
+    (2, "has:GFNI", GFNI_38),
+    (3, "has:GFNI", GFNI_3A),
 )

@@ -23,20 +23,20 @@ D9/4r x87_alone Rd : bare x87
 D9/5r x87_constant Rd : bare x87
 D9/7r x87_alone Rd : bare x87
 DAm x87_read32 M : bare x87
-DAr x87_flags Rd : bare x87
+DAr x87_flags Rd : bare x87 has:CMOV
 DA/5r x87_registers Rd : bare x87
 DB/0m x87_read32 M : bare x87
-DB/1m x87_write32 M : bare x87
+DB/1m x87_write32 M : bare x87 has:XMM3
 DB/2m x87_write32 M : bare x87
 DB/3m x87_write32 M : bare x87
 DB/5m x87_read80 M : bare x87
 DB/7m x87_write80 M : bare x87
-DBr x87_flags Rd : bare x87
+DBr x87_flags Rd : bare x87 has:CMOV
 DB/4r x87_control Rd : bare x87
 DCm x87_read64 M : bare x87
 DCr x87_arithmetic Rd : bare x87
 DD/0m x87_read64 M : bare x87
-DD/1m x87_write64 M : bare x87
+DD/1m x87_write64 M : bare x87 has:XMM3
 DD/2m x87_write64 M : bare x87
 DD/3m x87_write64 M : bare x87
 DD/4m frstor M : bare x87
@@ -50,7 +50,7 @@ DD/5r x87_arithmetic Rd : bare x87
 DEm x87_read16 M : bare x87
 DEr x87_arithmetic Rd : bare x87
 DF/0m x87_read16 M : bare x87
-DF/1m x87_write16 M : bare x87
+DF/1m x87_write16 M : bare x87 has:XMM3
 DF/2m x87_write16 M : bare x87
 DF/3m x87_write16 M : bare x87
 DF/4m x87_read80 M : bare x87
@@ -59,6 +59,6 @@ DF/6m x87_write80 M : bare x87
 DF/7m x87_write64 M : bare x87
 DFr x87_registers Rd : bare x87
 DF/4r fnstsw_ax Rd : bare x87
-DF/5r x87_flags Rd : bare x87
-DF/6r x87_flags Rd : bare x87
+DF/5r x87_flags Rd : bare x87 has:CMOV
+DF/6r x87_flags Rd : bare x87 has:CMOV
 """

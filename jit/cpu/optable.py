@@ -1,20 +1,20 @@
 """The opcode rows of opcodes.py compiled into the arrays that the decoder reads.
 
-Two tables: MAPS[map][prefix][opcode] -> entry number (0: nothing known, 1: #UD), and ENTRIES of 16 words each. An
+Two tables: MAPS[map][prefix][opcode] -> entry number (0: #UD), and ENTRIES of 16 words each. An
 opcode whose meaning depends on the ModRM reg field, or on register against memory form, has a head and 16 entries in a
 row: reg, then reg + 8 for the register form.
 """
 
 import ctypes
+import itertools
 import re
 from dataclasses import dataclass, field
 
 from .. import build
-from . import features, opcodes, opcodes_mmx, opcodes_x87
-from . import opcodes_vector as opcodes_sse
+from . import features, opcodes, opcodes_mmx, opcodes_vector, opcodes_x87
 
 # Entry words
-SHAPE, ATTRIBUTES = 0, 1  # the number of the feature that the guest must have, plus 1, is in ATTRIBUTES from bit 32
+SHAPE, ATTRIBUTES = 0, 1  # from bit 32 of ATTRIBUTES, 16 bits each: features that the guest must have one of, plus 1
 KIND1, SIZE1, KIND2, SIZE2, KIND3, SIZE3, KIND4, SIZE4 = range(2, 10)
 OPERANDS = 4
 SLOTS = 10  # five words: table slot by width of the first operand: 8, 16, 32, 64, 128 bits or more; 0: none
@@ -30,22 +30,23 @@ SIZE_B, SIZE_W, SIZE_D, SIZE_Q, SIZE_V, SIZE_Y, SIZE_Z, SIZE_X, SIZE_S, SIZE_NON
 SIZES = dict(zip("bwdqvyzxs", range(9), strict=True)) | {"": SIZE_NONE, "dq": SIZE_X, "qq": SIZE_QQ}
 
 # Shapes: how records are laid out for the operands
-BARE, OPERATE, MOVE, ONE_SOURCE, ADDRESS, XCHG, POP_MEM, BIT, NOP, UNDEFINED, TODO, GROUP, W16 = range(13)
+BARE, OPERATE, MOVE, ONE_SOURCE, ADDRESS, XCHG, POP_MEM, BIT, NOP, UNDEFINED, GROUP, W16 = range(12)
 
 _ATTRIBUTES = (
-    "w", "r", "lock", "end", "d64", "f64", "no64", "al", "cpl0", "sse", "x87", "mmx", "pm", "em", "by2",
+    "w", "r", "lock", "end", "d64", "f64", "no64", "al", "cpl0", "sse", "x87", "mmx", "pm", "mem", "by2",
     "else", "avx", "vvvv", "vsib",
 )  # fmt: skip
 ATTRIBUTE_BITS = {name: 1 << bit for bit, name in enumerate(_ATTRIBUTES)}
 ATTR_W, ATTR_R, ATTR_LOCK, ATTR_END, ATTR_D64, ATTR_F64, ATTR_NO64, ATTR_AL = (1 << i for i in range(8))
-ATTR_CPL0, ATTR_SSE, ATTR_X87, ATTR_MMX, ATTR_PM, ATTR_EM, ATTR_BY2 = (1 << i for i in range(8, 15))
+ATTR_CPL0, ATTR_SSE, ATTR_X87, ATTR_MMX, ATTR_PM, ATTR_MEM, ATTR_BY2 = (1 << i for i in range(8, 15))
 ATTR_ELSE, ATTR_AVX, ATTR_VVVV, ATTR_VSIB = (1 << i for i in range(15, 19))
 WIDTHS = (8, 16, 32, 64, 128)
+WIDTHS_OF = {"b": (8,), "w": (16,), "d": (32,), "q": (64,), "y": (32, 64), "x": (128,), "dq": (128,), "qq": (128,)}
 PREFIXES = {"NP": 0, "66": 1, "F3": 2, "F2": 3}
 # Maps: one-byte, 0F, 0F 38, 0F 3A; then the last three under VEX, for each value of VEX.W, then of VEX.L
 LEGACY_MAPS, ESCAPES = 4, 3
 MAP_COUNT = LEGACY_MAPS + ESCAPES * 4
-UNKNOWN_ENTRY, UNDEFINED_ENTRY = 0, 1
+UNDEFINED_ENTRY = 0
 VSIB_WANTED, VSIB_SEEN = 1, 2  # D_VSIB
 
 
@@ -97,7 +98,7 @@ def _shape(row: Row) -> int:
     a = row.attributes
     kinds = [operand[0] for operand in row.operands]
     table = [
-        ("todo", TODO), ("ud", UNDEFINED), ("noea", NOP), ("xmem", XCHG), ("popmem", POP_MEM), ("bit", BIT),
+        ("ud", UNDEFINED), ("noea", NOP), ("xmem", XCHG), ("popmem", POP_MEM), ("bit", BIT),
         ("w16", W16), ("one", ONE_SOURCE), ("mv", MOVE),
     ]  # fmt: skip
     for name, shape in table:
@@ -129,16 +130,17 @@ def handler_names(row: Row) -> list[str]:
     return names
 
 
-def feature_number(row: Row) -> int:
-    """1 + the bit of the feature that the row needs (`has:NAME`); 0 for none."""
-    return next((1 + features.BIT[name[4:]] for name in row.attributes if name.startswith("has:")), 0)
+def feature_names(row: Row) -> list[str]:
+    """What the row needs one of (`has:NAME`, `has:NAME|NAME`)."""
+    return [name for attribute in row.attributes if attribute.startswith("has:") for name in attribute[4:].split("|")]
 
 
 def _entry(row: Row, slots: dict[str, int]) -> list[int]:
     words = [0] * WORDS
     words[SHAPE] = _shape(row)
     words[ATTRIBUTES] = sum(ATTRIBUTE_BITS.get(name, 0) for name in row.attributes)
-    words[ATTRIBUTES] |= feature_number(row) << FEATURE_SHIFT
+    for index, name in enumerate(feature_names(row)):
+        words[ATTRIBUTES] |= 1 + features.BIT[name] << FEATURE_SHIFT + 16 * index
     for index, operand in enumerate(row.operands[:OPERANDS]):
         words[KIND1 + 2 * index] = KINDS[operand[0]]
         words[SIZE1 + 2 * index] = SIZES[operand[1:]]
@@ -150,18 +152,20 @@ def _entry(row: Row, slots: dict[str, int]) -> list[int]:
 
 def all_maps() -> list[list[Row]]:
     """Parsed rows of the four legacy maps: one-byte, 0F, 0F 38, 0F 3A."""
-    vector = opcodes_vector()
     texts = (opcodes.ONE_BYTE + opcodes_x87.ONE_BYTE, opcodes.TWO_BYTE, opcodes.MAP_38, opcodes.MAP_3A)
-    return [parse(text) + vector[number] for number, text in enumerate(texts)]
-
-
-def opcodes_vector() -> list[list[Row]]:
-    """SSE and MMX rows, kept in modules of their own."""
-    maps = [[], *(parse(text) for text in (opcodes_sse.TWO_BYTE, opcodes_sse.MAP_38, opcodes_sse.MAP_3A))]
-    for row in (row for rows in maps for row in rows):
-        row.attributes |= {"sse"} if "un" in row.attributes else {"sse", "al"}
-    mmx = [[], *(parse(text) for text in (opcodes_mmx.TWO_BYTE, opcodes_mmx.MAP_38, opcodes_mmx.MAP_3A))]
-    return [sse_rows + mmx_rows for sse_rows, mmx_rows in zip(maps, mmx, strict=True)]
+    maps = [parse(text) for text in texts]
+    for number, common, text in opcodes_vector.SECTIONS:
+        for row in parse(text):
+            row.attributes |= {common, "sse"} if "un" in row.attributes else {common, "sse", "al"}
+            maps[number].append(row)
+    for number, common, text in opcodes_mmx.SECTIONS:
+        for row in parse(text):
+            row.attributes.add(common)
+            maps[number].append(row)
+    for row in (row for rows in maps for row in rows if row.attributes & {"x87", "sse", "mmx"}):
+        if "em" not in row.attributes:
+            row.attributes.add("mem")
+    return maps
 
 
 def vex_maps() -> list[list[Row]]:
@@ -174,9 +178,8 @@ def vex_maps() -> list[list[Row]]:
 def build_tables() -> ctypes.Array:
     """One block of memory: the maps, then the entries."""
     slots = build.slots()
-    maps = [[[UNKNOWN_ENTRY] * 256 for _ in PREFIXES] for _ in range(LEGACY_MAPS)]
-    maps += [[[UNDEFINED_ENTRY] * 256 for _ in PREFIXES] for _ in range(MAP_COUNT - LEGACY_MAPS)]
-    entries: list[list[int]] = [[0] * WORDS, [UNDEFINED] + [0] * (WORDS - 1)]
+    maps = [[[UNDEFINED_ENTRY] * 256 for _ in PREFIXES] for _ in range(MAP_COUNT)]
+    entries: list[list[int]] = [[UNDEFINED] + [0] * (WORDS - 1)]
     rows_of_maps = [*all_maps(), *vex_maps()]  # kept: rows are told apart by identity
     places: dict[tuple[int, ...], int] = {}
     for number, rows in enumerate(rows_of_maps):
@@ -225,12 +228,14 @@ def _group(members: list[Row], slots: dict[str, int]) -> list[list[int]]:
 
 
 def missing() -> list[str]:
-    """Handlers that rows name and no group has; for the test that keeps the maps honest."""
+    """Handlers that rows need and no group has; for the test that keeps the maps honest."""
     slots = build.slots()
     absent = []
-    for rows in [*all_maps(), *vex_maps()]:
-        for row in rows:
-            if _shape(row) in (TODO, UNDEFINED, MOVE, NOP) or slots.keys() & set(handler_names(row)):
-                continue
-            absent.append(f"{row.opcode:02X} {row.mnemonic}: {handler_names(row)[2]}")
+    for row in itertools.chain(*all_maps(), *vex_maps()):
+        if _shape(row) in (UNDEFINED, MOVE, NOP):
+            continue
+        operands = row.operands[1:] if "by2" in row.attributes else row.operands
+        widths = WIDTHS_OF.get(operands[0][1:] if operands else "", WIDTHS[1:4])
+        names = [name for width, name in zip(WIDTHS, handler_names(row), strict=True) if width in widths]
+        absent += [f"{row.opcode:02X} {row.mnemonic}: {name}" for name in names if name not in slots]
     return absent

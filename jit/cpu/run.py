@@ -262,7 +262,7 @@ def run(s):
             break
         if leave == S.LEAVE_RETRY:
             store64(s + S.MMIO_WRITES, 0)
-    if load64(s + S.EXIT) == S.EXIT_UNIMPLEMENTED and load64(s + S.INSN_LENGTH) == 0:
+    if load64(s + S.EXIT) == S.EXIT_EMULATION_FAILURE and load64(s + S.INSN_LENGTH) == 0:
         show_instruction(s)
     leave_guest(s)
     store64(s + S.EXITS, load64(s + S.EXITS) + 1)

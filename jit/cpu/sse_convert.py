@@ -8,6 +8,7 @@ from ..build import Group
 from ..raw import load64, memcpy, store64
 from .floating import begin, finish, floating
 from .operand import done, dst, src
+from .sse_float import two_operands
 from .wider import NARROW, inexact, matters, settle
 
 group = Group("sse_convert", __name__)
@@ -18,18 +19,6 @@ NARROWING = {"cvtpd2ps": 2, "cvtsd2ss": 1}
 FROM_GENERAL = ("cvtsi2ss", "cvtsi2sd")
 TO_GENERAL = ("cvtss2si", "cvtsd2si", "cvttss2si", "cvttsd2si")
 SIZES = {"d": ("l", "eax"), "q": ("q", "rax")}
-
-
-def _vector(operation):
-    def handler(s, r):
-        d = dst(r)
-        operation(s + S.T2, d, src(r), begin(s))
-        if finish(s, r, s + S.T2, 32, 0) == 0:
-            return 0
-        memcpy(d, s + S.T2, 16)
-        return done(r)
-
-    return handler
 
 
 def _narrowing(operation, precision, count):
@@ -61,14 +50,14 @@ def _to_general(operation):
 
 
 for _name in VECTOR:
-    group.add(_vector(floating(f"host_{_name}", f"{_name} %xmm1, %xmm0")), _name)
+    group.add(two_operands(floating(f"host_{_name}", f"{_name} %xmm1, %xmm0")), _name)
 _precision = inexact(floating("host_narrow", "cvtsd2ss %xmm1, %xmm0"), NARROW, 32)
 for _name, _count in NARROWING.items():
     group.add(_narrowing(floating(f"host_{_name}", f"{_name} %xmm1, %xmm0"), _precision, _count), _name)
 for _size, (_suffix, _register) in SIZES.items():
     for _name in FROM_GENERAL:
         _operation = floating(f"host_{_name}{_size}", f"{_name}{_suffix} ($2), %xmm0")
-        group.add(_vector(_operation), f"{_name}{_size}")
+        group.add(two_operands(_operation), f"{_name}{_size}")
     for _name in TO_GENERAL:
         _operation = floating(f"host_{_name}{_size}", f"{_name} %xmm1, %{_register}", result=("movq %rax, ($0)",))
         group.add(_to_general(_operation), f"{_name}{_size}")

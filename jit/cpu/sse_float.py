@@ -21,7 +21,9 @@ IMMEDIATE = {"cmp": ALL, "round": ALL}
 COMPARE = ("comiss", "comisd", "ucomiss", "ucomisd")
 
 
-def _two_operands(operation):
+def two_operands(operation):
+    """dst = f(dst, src), or f(src), whose results cannot be tiny nor too large."""
+
     def handler(s, r):
         d = dst(r)
         operation(s + S.T2, d, src(r), begin(s))
@@ -155,7 +157,7 @@ for _stem, _types in ARITHMETIC.items():
         _parts = _operations[f"{_stem}{_type}"], _precision(_stem, ELEMENTS[_type]), ELEMENTS[_type]
         group.add(_arithmetic(*_parts), f"{_stem}{_type}")
 for _name in (f"{stem}{suffix}" for stem, types in OTHER.items() for suffix in types):
-    group.add(_two_operands(_operations[_name]), _name)
+    group.add(two_operands(_operations[_name]), _name)
 for _name in (f"{stem}{suffix}" for stem, types in IMMEDIATE.items() for suffix in types):
     group.add(_with_immediate(by_immediate(f"host_{_name}", f"{_name} i, %xmm1, %xmm0")), _name)
 for _type in PACKED:

@@ -42,18 +42,25 @@ group = Group("sse_move", __name__)
 
 STORE = {8: store8, 16: store16, 32: store32, 64: store64}
 XMM0 = S.VEC
+MMX_EXPONENT = 0xFFFF
 
 
-def _two_operands(operation):
+def two_operands(operation, size=16):
+    """dst = f(dst, src) on XMM or, with 8 bytes, MMX registers: those get a sign and an exponent of all ones."""
+
     def handler(s, r):
         d = dst(r)
         operation(d, d, src(r))
+        if size == 8:
+            store16(d + 8, MMX_EXPONENT)
         return done(r)
 
     return handler
 
 
-def _shift(operation, bits, arithmetic):
+def shift(operation, bits, arithmetic, size=16):
+    """dst shifted by the 64-bit count in src; size as above."""
+
     def handler(s, r):
         d, n = dst(r), load64(src(r))
         if ult(n, bits):
@@ -61,17 +68,19 @@ def _shift(operation, bits, arithmetic):
         elif arithmetic:
             operation(d, d, bits - 1)
         else:
-            memset(d, 0, 16)
+            memset(d, 0, size)
+        if size == 8:
+            store16(d + 8, MMX_EXPONENT)
         return done(r)
 
     return handler
 
 
 for _name, (_bits, _body) in PACKED.items():
-    group.add(_two_operands(vector_op(_name, _bits, _body)), _name)
+    group.add(two_operands(vector_op(_name, _bits, _body)), _name)
 for _name, (_bits, _body) in SHIFTS.items():
     _operation = vector_op(_name, _bits, _body, scalar=True)
-    group.add(_shift(_operation, _bits, _name.startswith("psra")), _name)
+    group.add(shift(_operation, _bits, _name.startswith("psra")), _name)
 
 
 # Moves -----

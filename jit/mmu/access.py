@@ -18,8 +18,8 @@ from ..state import (
     BOUNCE,
     BREAK_DATA,
     EXIT,
+    EXIT_EMULATION_FAILURE,
     EXIT_MMIO_READ,
-    EXIT_UNIMPLEMENTED,
     INSN_LENGTH,
     IO_PENDING,
     LEAVE,
@@ -65,7 +65,7 @@ def _locate_piece(s, la, access, piece):
     if address == 0:
         if kind == TO_MMIO and access & NO_MMIO:
             store64(s + INSN_LENGTH, 0)
-            store64(s + EXIT, EXIT_UNIMPLEMENTED)
+            store64(s + EXIT, EXIT_EMULATION_FAILURE)
             store64(s + LEAVE, LEAVE_EXIT)
             return 0
         if kind == TO_MMIO:
@@ -121,7 +121,7 @@ def mmio_read(s, gpa, size, dst):
         now = size - done if size - done < 8 else 8
         used = load64(s + MMIO_USED)
         if used == MMIO_LIMIT:
-            store64(s + EXIT, EXIT_UNIMPLEMENTED)
+            store64(s + EXIT, EXIT_EMULATION_FAILURE)
             store64(s + LEAVE, LEAVE_EXIT)
             return 0
         fragment = s + MMIO_CACHE + _FRAGMENT * used
@@ -148,7 +148,7 @@ def mmio_write(s, gpa, size, src):
     count = load64(s + MMIO_WRITES)
     if count + ((size + 7) >> 3) > MMIO_LIMIT:
         store64(s + MMIO_WRITES, 0)
-        store64(s + EXIT, EXIT_UNIMPLEMENTED)
+        store64(s + EXIT, EXIT_EMULATION_FAILURE)
         store64(s + LEAVE, LEAVE_EXIT)
         return 0
     done = 0

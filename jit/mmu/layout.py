@@ -105,7 +105,7 @@ TLB_BYTES = TLB_EMPTY + TLB_SIZE
 READ, WRITE, FETCH = 0, 1, 2
 IMPLICIT_SUPERVISOR = 4  # to a descriptor table, a TSS: supervisor at any CPL, and AC does not lift SMAP
 STACK = 8  # a non-canonical address is #SS, not #GP
-NO_MMIO = 32  # an operand that is not memory is EXIT_UNIMPLEMENTED
+NO_MMIO = 32  # an operand that is not memory is EXIT_EMULATION_FAILURE
 SYSTEM = 16  # supervisor at any CPL (KVM's own accesses)
 ACCESS_SHIFT = 16
 

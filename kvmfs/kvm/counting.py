@@ -33,5 +33,5 @@ def count_exit(s, reason):
         count(s, WINDOW)
     elif reason == S.EXIT_HYPERCALL:
         count(s, HYPERCALLS)
-    elif reason == S.EXIT_UNIMPLEMENTED:
+    elif reason == S.EXIT_EMULATION_FAILURE:
         count(s, FAILED)

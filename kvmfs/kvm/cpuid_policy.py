@@ -8,6 +8,7 @@ has to make it true: the processor in software (kvmfs.jit.cpu.features) or this 
 from __future__ import annotations
 
 from enum import IntFlag
+from functools import cache
 from typing import Final
 
 from kvmfs.abi.cpuid import FEATURE_REGISTERS, Register
@@ -90,6 +91,7 @@ LEAF1_EDX_IN_80000001: Final = 0x0183_F3FF
 """AMD repeats these bits of leaf 1 EDX in leaf 0x80000001 EDX (APM vol. 3, E.4.2)."""
 
 
+@cache
 def implemented(host_flags: frozenset[str]) -> frozenset[str]:
     """What the processor in software can do on a host with these flags of /proc/cpuinfo."""
     needs = features.HOSTED | PLACED_BY_HOST

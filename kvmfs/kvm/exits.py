@@ -140,11 +140,19 @@ def report_emulation_failure(s):
         memcpy(run + FAILURE_BYTES, s + S.INSN_BYTES, length)
     memset(run + INTERNAL_DATA + 8 * words, 0, 8 * FAILURE_INFO)
     store32(run + NDATA, words + FAILURE_INFO)
+
+
+@compiled
+def fail_emulation(s):
+    """handle_emulation_failure: #UD, and the client is told unless it was user mode (LEAVE) or always, if it asked."""
     if load64(load64(s + S.VM) + EXIT_ON_EMULATION_ERROR) == 0:
-        # The client may go on: the guest then gets #UD (handle_emulation_failure).
         store64(s + S.EXC_VECTOR, S.UD)
         store64(s + S.EXC_HAS_ERROR, 0)
         store64(s + S.EXC_PENDING, 1)
+        if load64(s + S.CPL) != 0:
+            return AGAIN
+    report_emulation_failure(s)
+    return LEAVE
 
 
 @compiled
@@ -235,8 +243,8 @@ def convert(s, reason):
         if call(s, PV_HYPERCALL):
             return AGAIN
         store64(s + RESULT, service(s, W.NEEDS_HYPERCALL))
-    elif reason == S.EXIT_UNIMPLEMENTED:
-        report_emulation_failure(s)
+    elif reason == S.EXIT_EMULATION_FAILURE:
+        return fail_emulation(s)
     elif reason == S.EXIT_INTERRUPTED:
         return leave(s, EXIT_INTR, -EINTR)
     elif reason == S.EXIT_DEBUG:

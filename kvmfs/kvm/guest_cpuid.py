@@ -21,7 +21,9 @@ from kvmfs.jit.cpu import features
 from kvmfs.kvm import xstate
 from kvmfs.kvm.caller import Caller
 from kvmfs.kvm.cpuid import supported_cpuid
+from kvmfs.kvm.cpuid_policy import implemented
 from kvmfs.kvm.dispatch import Table, fail, read_array, read_struct
+from kvmfs.kvm.hostcpu import host_cpu
 
 if TYPE_CHECKING:
     from kvmfs.kvm.vcpu import Vcpu
@@ -112,10 +114,9 @@ class GuestCpuid:
         )
 
     def feature_words(self) -> Iterator[int]:
-        """The four words of state.FEATURES: what the processor implements and the guest may use."""
-        bits = sum(
-            1 << bit for name, bit in features.BIT.items() if (flag := _FLAGS.get(name)) is not None and self.has(flag)
-        )
+        """The four words of state.FEATURES: what the processor implements on this host and the guest may use."""
+        flags = ((name, _FLAGS[name]) for name in implemented(host_cpu().flags) if name in _FLAGS)
+        bits = sum(1 << features.BIT[name] for name, flag in flags if self.has(flag))
         for word in range(4):
             yield bits >> 64 * word & (1 << 64) - 1
 

@@ -80,7 +80,7 @@ class Machines:
         self.byte(R.NEXT)[:] = LENGTH
         self.word(S.RFLAGS)[:] = 2
         self.word(S.CR4)[:] = S.CR4_OSFXSR | S.CR4_OSXMMEXCPT
-        self.word(S.HFLAGS)[:] = S.MODE_CODE64 | S.MODE_LONG | S.MODE_PROTECTED | S.MODE_PAGING | S.MODE_FLAT
+        self.word(S.HFLAGS)[:] = S.MODE_CODE64 | S.MODE_LONG | S.MODE_PROTECTED | S.MODE_PAGING
 
     def word(self, field: int) -> np.ndarray:
         """A 64-bit word of every vCPU block."""

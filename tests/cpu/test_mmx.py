@@ -43,8 +43,9 @@ def encodings(row: optable.Row, escape: bytes) -> Iterator[bytes]:
 
 
 def forms() -> Iterator[tuple[str, list[bytes]]]:
-    maps = ((opcodes_mmx.TWO_BYTE, b"\x0f"), (opcodes_mmx.MAP_38, b"\x0f\x38"), (opcodes_mmx.MAP_3A, b"\x0f\x3a"))
-    for text, escape in maps:
+    escapes = {1: b"\x0f", 2: b"\x0f\x38", 3: b"\x0f\x3a"}
+    for number, _, text in opcodes_mmx.SECTIONS:
+        escape = escapes[number]
         for row in optable.parse(text):
             yield f"{row.prefix}.{row.opcode:02X}{row.form} {row.mnemonic}", list(encodings(row, escape))
 

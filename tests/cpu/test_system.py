@@ -292,11 +292,25 @@ def test_too_long_an_instruction(guest: System) -> None:
     assert guest.frame(error=True)["vector"] == S.GP
 
 
-def test_what_is_not_implemented_is_said(guest: System) -> None:
-    """No guess and no #UD: the embedder gets the bytes."""
-    assert guest.execute("nop; enqcmd rax, [rbx]") == S.EXIT_UNIMPLEMENTED
-    assert guest[S.RIP] == CODE + 1
-    assert guest.read_cpu(S.INSN_BYTES, 4) == bytes.fromhex("f20f38f8")
+@pytest.mark.parametrize(
+    "code",
+    [
+        "f20f38f803",  # enqcmd rax, [rbx]: of a feature that there is not
+        "0f0e",  # femms
+        "0f37",  # getsec: without CR4.SMXE
+        "0f78c0",  # vmread: without CR4.VMXE
+        "f30f3800c1",  # pshufb with the prefix of no form
+        "62f17c4858c0",  # vaddps with an EVEX prefix
+        "8fe878b6c000",  # XOP
+        "0faa",  # rsm outside of SMM
+    ],
+)
+def test_what_there_is_not_is_undefined(guest: System, code: str) -> None:
+    guest.write(CODE, bytes.fromhex("90" + code) + bytes(8))
+    guest[S.RIP] = CODE
+    assert guest.run() == S.EXIT_HLT
+    assert guest.frame()["vector"] == S.UD
+    assert guest.frame()["rip"] == CODE + 1
 
 
 def test_fxsave_and_back(guest: System) -> None:

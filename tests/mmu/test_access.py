@@ -194,7 +194,7 @@ def test_mmio_writes_are_queued_in_order(machine: Machine) -> None:
 def test_overfull_queue_is_unimplemented(machine: Machine) -> None:
     assert write(machine, DEVICE, bytes(512 - 8))
     assert not write(machine, DEVICE2 - 8, bytes(16))
-    assert (machine.vcpu[S.LEAVE], machine.vcpu[S.EXIT]) == (S.LEAVE_EXIT, S.EXIT_UNIMPLEMENTED)
+    assert (machine.vcpu[S.LEAVE], machine.vcpu[S.EXIT]) == (S.LEAVE_EXIT, S.EXIT_EMULATION_FAILURE)
 
 
 @pytest.mark.parametrize("la", [ABSENT, DEVICE2])
@@ -207,7 +207,7 @@ def test_queue_is_emptied_when_the_instruction_does_not_retire(machine: Machine,
 def test_too_many_reads_are_unimplemented(machine: Machine) -> None:
     while read(machine, DEVICE, 520) is None and machine.vcpu[S.EXIT] == S.EXIT_MMIO_READ:
         answer(machine, bytes(8))
-    assert machine.vcpu[S.EXIT] == S.EXIT_UNIMPLEMENTED
+    assert machine.vcpu[S.EXIT] == S.EXIT_EMULATION_FAILURE
     assert machine.vcpu[S.MMIO_READS] == S.MMIO_LIMIT
 
 

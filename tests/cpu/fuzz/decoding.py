@@ -17,9 +17,9 @@ from . import forms as F
 from .ours import Ours
 
 DECODE_ONE = decode_group.slot("decode_one")
-UNDEFINED, UNIMPLEMENTED = trap_group.slot("undefined"), trap_group.slot("unimplemented")
+UNDEFINED = trap_group.slot("undefined")
 SHORT, TOO_LONG = 1, 2  # decode_one's results that say "more than 15 bytes"
-TAKEN, IS_UNDEFINED, IS_UNIMPLEMENTED, IS_TOO_LONG = range(4)
+TAKEN, IS_UNDEFINED, IS_TOO_LONG = range(3)
 RESULT = np.dtype([(name, "<i8") for name in ("kind", "length", "mod", "base", "index", "scale", "displacement")])
 WORDS = RESULT.itemsize // 8
 BITS = (64, 32, 16)
@@ -54,8 +54,6 @@ def decode_batch(s, codes, results, count, records):
             kind = IS_TOO_LONG
         elif handler == load64(functions + 8 * UNDEFINED):
             kind = IS_UNDEFINED
-        elif handler == load64(functions + 8 * UNIMPLEMENTED):
-            kind = IS_UNIMPLEMENTED
         store64(out, kind)
         store64(out + 8, load64(s + S.D_CURSOR))
         store64(out + 16, load64(s + S.D_MOD))
@@ -134,8 +132,6 @@ def _difference(bits: int, code: bytes, row: tuple[int, ...]) -> tuple[str, str]
     kind, length, *memory = row
     instruction = iced.Decoder(bits, code).decode()
     text = F.name_of(instruction)
-    if kind == IS_UNIMPLEMENTED:
-        return None
     if instruction.is_invalid:
         if kind != TAKEN or _decided_later(code):
             return None

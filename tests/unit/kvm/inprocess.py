@@ -13,7 +13,7 @@ from kvmfs.jit import state as S
 from kvmfs.abi import ioctls
 from kvmfs.abi import msr_bits as B
 from kvmfs.abi.caps import Cap
-from kvmfs.abi.cpuid import Cpuid2
+from kvmfs.abi.cpuid import Cpuid2, CpuidEntry2
 from kvmfs.abi.memory import UserspaceMemoryRegion2
 from kvmfs.abi.run import Run
 from kvmfs.abi.vcpu import Regs, Sregs
@@ -139,9 +139,12 @@ class Machine:
         self.call(self.vcpu, ioctls.KVM_SET_SREGS, self._long_mode())
         self.set_regs(rip=CODE, rsp=STACK, rflags=2)
 
-    def set_cpuid(self, vcpu: Any) -> None:
-        """KVM_SET_CPUID2: all that is supported."""
-        entries = supported_cpuid().entries
+    def set_cpuid(self, vcpu: Any, changes: dict[int, dict[str, int]] | None = None) -> None:
+        """KVM_SET_CPUID2: all that is supported, but for registers of leaves that are to be others."""
+        entries = [CpuidEntry2.from_buffer_copy(entry) for entry in supported_cpuid().entries]
+        for entry in entries:
+            for name, value in (changes or {}).get(entry.function, {}).items():
+                setattr(entry, name, value)
         table = ctypes.create_string_buffer(bytes(Cpuid2(nent=len(entries))) + b"".join(map(bytes, entries)))
         vcpu.ioctl(self.client, ioctls.KVM_SET_CPUID2.number, ctypes.addressof(table))
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 import pytest
 from kvmfs.jit import state as S
+from kvmfs.jit.cpu import features
 
 from kvmfs.abi import ioctls
 from kvmfs.abi import msr_index as M
-from kvmfs.abi.cpuid import Cpuid2
-from kvmfs.abi.cpuid_basic import LeafD_1Eax
+from kvmfs.abi.cpuid import Cpuid2, CpuidEntry2
+from kvmfs.abi.cpuid_basic import Leaf1Ecx, Leaf1Edx, LeafD_1Eax
+from kvmfs.abi.exits import Exit
 from kvmfs.abi.vcpu import Sregs
 from kvmfs.kvm import guest_cpuid, xstate
 from kvmfs.kvm.cpuid import supported_cpuid
+from kvmfs.kvm.hostcpu import host_cpu
 from kvmfs.kvm.vcpu import Vcpu
 from kvmfs.kvm.words import Cpu
 from tests.unit.kvm.calls import cpuid_of_all, set_msr
@@ -84,3 +88,27 @@ def test_xsave_area_follows_xcr0(leaf: int) -> None:
     entry = machine.vcpu.cpuid.find(0xD, leaf)
     assert entry is not None
     assert entry.ebx == size
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_instruction_that_the_guests_cpuid_does_not_name(named: bool) -> None:
+    machine = Machine("0f57c0" + "f4")  # xorps xmm0, xmm0
+    machine.set_cpuid(machine.vcpu, {} if named else {1: {"edx": 0}})
+    sregs = machine.get(ioctls.KVM_GET_SREGS, Sregs)
+    sregs.cr4 |= S.CR4_OSFXSR
+    machine.call(machine.vcpu, ioctls.KVM_SET_SREGS, sregs)
+    machine.run()
+    assert machine.page.exit_reason == (Exit.HLT if named else Exit.SHUTDOWN)
+
+
+def test_a_guest_is_given_nothing_that_the_host_cannot_execute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the client's table says: floating point is the host's own instructions."""
+    asked = guest_cpuid.GuestCpuid([CpuidEntry2(function=1, ecx=Leaf1Ecx.AVX, edx=Leaf1Edx.XMM2)])
+
+    def given(flags: frozenset[str]) -> set[str]:
+        monkeypatch.setattr(guest_cpuid, "host_cpu", lambda: replace(host_cpu(), flags=flags))
+        words = list(asked.feature_words())
+        return {name for name in features.NAMES if words[features.word(name) // 8] & features.mask(name)}
+
+    assert given(frozenset({"avx"})) == {"AVX", "XMM2"}
+    assert given(frozenset()) == {"XMM2"}

@@ -13,13 +13,13 @@ from kvmfs.abi.exits import Exit
 from kvmfs.abi.vcpu import Interrupt, MpState, Sregs, VcpuEvents
 from kvmfs.abi.vm import EnableCap
 from kvmfs.kvm.words import Cpu
-from tests.unit.kvm.inprocess import CODE, MMIO, PAGE, Machine, finish, run_in_thread
+from tests.unit.kvm.inprocess import CODE, MMIO, PAGE, STACK, TABLES, Machine, finish, run_in_thread
 
 HLT = "f4"
 OUT80 = "e680"  # out 0x80, al
 SPIN = "ebfe"  # jmp $
 RDMSR, VMCALL, UD2 = "0f32", "0f01c1", "0f0b"
-ENQCMD = "f20f38f803"  # valid, and not implemented
+FLD = "d903"  # fld dword [rbx]: KVM emulates none of x87's arithmetic
 
 
 # Other exits
@@ -64,8 +64,9 @@ def test_triple_fault_from_the_client() -> None:
 
 
 @pytest.mark.parametrize("enabled", [False, True])
-def test_instruction_that_is_not_implemented(enabled: bool) -> None:
-    machine = Machine(ENQCMD + HLT)
+def test_instruction_that_kvm_does_not_emulate(enabled: bool) -> None:
+    machine = Machine(FLD + HLT)
+    machine.set_regs(rbx=MMIO)
     if enabled:
         machine.call(machine.vm, ioctls.KVM_ENABLE_CAP, EnableCap(cap=Cap.EXIT_ON_EMULATION_FAILURE, args=(1,)))
     assert machine.run() == 0
@@ -73,12 +74,40 @@ def test_instruction_that_is_not_implemented(enabled: bool) -> None:
     assert machine.page.exit_reason == Exit.INTERNAL_ERROR
     assert (failure.suberror, failure.flags) == (1, 1)
     assert 3 < failure.insn_size <= 15  # what was fetched, as in KVM
-    assert ENQCMD.startswith(bytes(failure.insn_bytes[: min(failure.insn_size, 5)]).hex())
+    assert bytes(failure.insn_bytes[:3]).hex() == FLD + HLT
     assert machine.regs.rip == CODE
     assert machine.vcpu.state[S.EXC_PENDING] == (not enabled)  # the client may go on with #UD, or step over it
-    machine.set_regs(rip=CODE + 5)
+    machine.set_regs(rip=CODE + 2)
     machine.run()
     assert machine.page.exit_reason == Exit.HLT
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_user_mode_gets_an_exception_where_kvm_cannot_emulate(enabled: bool) -> None:
+    """handle_emulation_failure: the client hears of it only if it asked for that."""
+    machine = Machine(FLD)
+    if enabled:
+        machine.call(machine.vm, ioctls.KVM_ENABLE_CAP, EnableCap(cap=Cap.EXIT_ON_EMULATION_FAILURE, args=(1,)))
+    handler, idt, gdt, tss = 0x5000, 0x6000, 0x7000, 0x7100
+    machine.put(handler, bytes.fromhex(HLT))
+    machine.put(idt + 16 * S.UD, (handler | 8 << 16 | 0x8E00 << 32).to_bytes(16, "little"))
+    machine.put(gdt + 8, 0x00AF9B000000FFFF.to_bytes(8, "little"))
+    machine.put(tss + 4, STACK.to_bytes(8, "little"))
+    for at in (0, 0x1000, 0x1008, 0x2000, 0x3000):  # everything is the user's too
+        machine.put(TABLES + at, bytes([machine.at(TABLES + at, 1)[0] | 4]))
+    sregs = machine.get(ioctls.KVM_GET_SREGS, Sregs)
+    sregs.idt.base, sregs.idt.limit, sregs.gdt.base, sregs.gdt.limit = idt, 0xFFF, gdt, 0xF
+    sregs.tr.base, sregs.tr.limit, sregs.tr.type, sregs.tr.present = tss, 0x67, 11, 1
+    sregs.cs.selector, sregs.cs.dpl, sregs.ss.selector, sregs.ss.dpl = 0x1B, 3, 0x23, 3
+    machine.call(machine.vcpu, ioctls.KVM_SET_SREGS, sregs)
+    machine.set_regs(rbx=MMIO)
+    assert machine.run() == 0
+    if enabled:
+        assert (machine.page.exit_reason, machine.page.internal.suberror) == (Exit.INTERNAL_ERROR, 1)
+        assert (machine.regs.rip, machine.vcpu.state[S.EXC_PENDING]) == (CODE, 0)
+    else:
+        assert (machine.page.exit_reason, machine.regs.rip) == (Exit.HLT, handler + 1)
+        assert machine.at(machine.regs.rsp, 8) == CODE.to_bytes(8, "little")
 
 
 def test_no_code_to_execute() -> None:

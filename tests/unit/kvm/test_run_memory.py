@@ -113,6 +113,12 @@ def test_a_slot_is_gone_when_its_deletion_returns() -> None:
     [
         ("d900", False),  # fld dword [rax]
         ("0f5800", False),  # addps xmm0, [rax]
+        ("f30f1100", False),  # movss [rax], xmm0
+        ("0fae18", False),  # stmxcsr [rax]
+        ("f30fb800", False),  # popcnt eax, [rax]
+        ("0f7f00", True),  # movq [rax], mm0
+        ("660fe700", True),  # movntdq [rax], xmm0
+        ("0fc300", True),  # movnti [rax], eax
         ("d938", True),  # fnstcw [rax]
         ("0f1000", True),  # movups xmm0, [rax]
         ("0300", True),  # add eax, [rax]

@@ -41,7 +41,7 @@ def _repeated_loop(form: Form, before: np.void, theirs: np.void, ours: np.void) 
 
 
 def _fault_order(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
-    pieces = any(operand.size in (10, 14, 28, 94, 108, 512) for operand in form.operands)
+    pieces = any(operand.size in (6, 10, 14, 28, 94, 108, 512) for operand in form.operands)
     return (pieces or form.mnemonic.startswith("cmps")) and theirs["vector"] in FAULTS and ours["vector"] in FAULTS
 
 
@@ -74,7 +74,7 @@ def _locked_in_vain(form: Form, before: np.void, theirs: np.void, ours: np.void)
 
 
 def _masked_store(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
-    return form.mnemonic.startswith("maskmov") and theirs["vector"] in FAULTS
+    return form.mnemonic.lstrip("v").startswith("maskmov") and theirs["vector"] in FAULTS
 
 
 def _alignment_of_16(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
@@ -113,7 +113,7 @@ DIFFERENCES = (
         _misaligned_beyond_limit,
     ),
     Difference(
-        "two operands that both fault, of CMPS, or two pieces of a long one, of x87 and FXRSTOR",
+        "two operands that both fault, of CMPS, or two pieces of a long one, of far pointers, x87 and FXRSTOR",
         "SDM vol. 3, 6.9: faults of one instruction have no order; here by address and rSI first,"
         " on AMD rDI first, and the end",
         _fault_order,

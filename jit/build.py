@@ -63,6 +63,8 @@ GROUP_MODULES = {
     "exception": "kvmfs.jit.cpu.exception",
     "run": "kvmfs.jit.cpu.run",
     "client_memory": "kvmfs.kvm.client_memory",
+    "fault_log": "kvmfs.kvm.fault_log",
+    "inject": "kvmfs.kvm.inject.access",
     "dirty": "kvmfs.kvm.dirty_pages",
     "coalesced": "kvmfs.kvm.coalesced_ring",
     "lapic": "kvmfs.irqchip.lapic",

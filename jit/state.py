@@ -137,6 +137,9 @@ XLAT_GPA = _l.u64()
 XLAT_KIND = _l.u64()
 XLAT_CLIENT = _l.u64()  # client address, for remote memory
 FAULT_GPA, FAULT_SIZE, FAULT_FLAGS, FAULT_ERRNO = (_l.u64() for _ in range(4))
+XLAT_LINEAR = _l.u64()  # what is being translated; NOT_LINEAR while it is a guest-physical address
+XLAT_WATCHED = _l.u64()  # the embedder wants to see each access to this page: it stays out of the TLB
+LOG_SINCE, LOG_SLOT = _l.u64(), _l.u64()  # of what is to be logged: host TSC at its beginning; slot id + 1, 0: none
 SLOT_HINT, ATTRIBUTE_HINT = _l.u64(), _l.u64()  # where the last lookups ended, as table indices
 WALK_GPA, WALK_PTE = _l.u64(6), _l.u64(6)  # paging-structure entries that the walk used, by level (1: PTE)
 WALK_TOP, WALK_LEAF = _l.u64(), _l.u64()  # levels where it began and ended
@@ -162,10 +165,14 @@ REMOTE_CODE = _l.u64()  # two pages of scratch: code that lies in remote memory 
 # Counters
 INSTRUCTIONS, EXITS, TLB_MISSES, BLOCKS_DECODED = (_l.u64() for _ in range(4))
 EXCEPTIONS_TAKEN, IRQS_TAKEN, HALTS, FAULTS = (_l.u64() for _ in range(4))
+NMIS_TAKEN = _l.u64()
+TLB_FLUSHES = _l.u64()  # because translations changed under the guest
 VCPU_INDEX = _l.u64()
 EMBEDDER = _l.bytes(512, align=64)  # kvmfs's own words
 
 SIZE = (_l.size + 4095) & -4096
+
+NOT_LINEAR = -1
 
 # LEAVE: why a handler ended its block.
 LEAVE_NEXT = 0  # RIP is set, go on there

@@ -58,6 +58,7 @@ def inject(s):
             return 1
         store64(s + S.NMI_INJECTED, 0)
         store64(s + S.NMI_MASKED, 1)
+        store64(s + S.NMIS_TAKEN, load64(s + S.NMIS_TAKEN) + 1)
     elif load64(s + S.INTR_INJECTED) != 0:
         if not deliver_event(s, load64(s + S.INTR_VECTOR), 2 if load64(s + S.INTR_SOFT) else EXTERNAL):
             return 1
@@ -74,6 +75,7 @@ def take_events(s):
             return 0
         store64(s + S.NMI_PENDING, load64(s + S.NMI_PENDING) - 1)
         store64(s + S.NMI_MASKED, 1)
+        store64(s + S.NMIS_TAKEN, load64(s + S.NMIS_TAKEN) + 1)
         if not goes_on(s):
             return 0
     if interruptible(s):

@@ -24,7 +24,8 @@ REMOTE_WRITE = _v.u64()
 CLIENT = _v.u64()  # the client's pid, for the functions above
 GENERATION = _v.u64()  # bumped with each published change
 MARK_DIRTY = _v.u64()  # int64 f(vcpu, slot record, page of the memslot): see below; 0: only the bitmap is kept
-LOG_FAULT = _v.u64()  # int64 f(vcpu, gpa, write, reason), reason as FAULT_* below: the embedder's fault log, or 0
+LOG = _v.u64()  # int64 f(vcpu, gpa, access, outcome): the embedder's log of what left the fast path, or 0; see below
+INJECT = _v.u64()  # int64 f(vcpu, gpa, access): INJECT_* below; 0: nothing befalls an access but what is its due
 EMBEDDER = _v.bytes(256)
 VM_SIZE = _v.size
 
@@ -43,11 +44,31 @@ PRIVATE_BY_ATTRIBUTE = 1  # KVM_X86_SW_PROTECTED_VM: the attribute decides, so n
 PRIVATE_BY_BIT = 2  # the gpa's PRIVATE_BIT set means private (SEV-SNP's C-bit)
 SHARED_BY_BIT = 3  # set means shared (TDX)
 
-# LOG_FAULT's reasons
+# LOG and INJECT are called with MODE 1, and must not block (INJECT may leave the guest for that, and say that it has).
+# Their `access` is READ, WRITE or FETCH with ATTRIBUTE_PRIVATE when it is private. What else is known LOG finds in the
+# vCPU block: LOG_SINCE, LOG_SLOT, XLAT_LINEAR. Its outcomes:
+HAD_PAGE = 0  # the client's page was faulted in
 FAULT_DISAGREES = 1  # the access is private and the attribute is not, or the other way round
 FAULT_NO_SLOT = 2  # private, and no memslot
 FAULT_NO_GMEM = 3  # private, and the slot has no guest_memfd
 FAULT_NO_PAGE = 4  # shared, and the client's memory has no page there, or one that may not be written
+FAULT_INJECTED = 5  # a memory fault that INJECT wants
+FAULT_POISONED = 6  # memory that INJECT has poisoned
+GAVE_UP = 7  # a signal came while the client's page was being faulted in
+TO_DO_AGAIN = 8  # translations changed meanwhile
+WENT_REMOTE = 9  # the client's memory was copied, through its page tables
+OUTCOMES = 10  # from here on the embedder's own
+
+# What INJECT wants: first whether the page may go into the TLB, then what becomes of the access.
+INJECT_NOTHING = 0
+INJECT_WATCH = 1  # nothing now, but it wants to see the next access to this page, too
+INJECT_MEMORY_FAULT = 2  # with the truth about the access
+INJECT_OTHER_KIND = 3  # a memory fault that says private of a shared access, and the other way round
+INJECT_POISON = 4  # private: a memory fault with EHWPOISON; shared: EXIT_EFAULT with EHWPOISON
+INJECT_EFAULT = 5  # as if the client had no page there
+INJECT_RETRY = 6  # it has left the guest, and translations changed
+INJECT_GIVE_UP = 7  # it has left the guest, and REQ_STOP came
+EHWPOISON = 133  # not in the errno module
 
 # A table (mmu/tables.py): a header; the gfns at which its entries begin, ascending; their values; an index that narrows
 # the search down. The gfns from the first entry's on are cut into buckets of 1 << shift, and index[b] (u32) is the last

@@ -9,7 +9,7 @@ from errno import EAGAIN, EFAULT
 
 from ..build import compiled
 from ..raw import call4, load8, load16, load32, load64, lshr, memcpy, store8, store16, store32, store64
-from ..state import LEAVE, LEAVE_NEXT, MODE, VM, XLAT_KIND
+from ..state import LEAVE, LEAVE_NEXT, MODE, NOT_LINEAR, VM, XLAT_KIND, XLAT_LINEAR
 from .layout import (
     REMOTE_READ,
     REMOTE_WRITE,
@@ -76,6 +76,7 @@ def _copy_pages(s, gpa, size, buffer, write):
     outside = load64(s + MODE) == 0
     if outside:
         enter_guest(s)
+    store64(s + XLAT_LINEAR, NOT_LINEAR)
     result, done = 0, 0
     while done < size and result >= 0:
         left = 4096 - ((gpa + done) & 4095)
@@ -104,6 +105,7 @@ def prefault(s, gpa):
     TO_FAULT: EXIT tells whether it is a memory fault, FAULT_* what.
     """
     enter_guest(s)
+    store64(s + XLAT_LINEAR, NOT_LINEAR)
     resolve(s, gpa, 0)
     while load64(s + XLAT_KIND) == TO_RETRY:
         acknowledge_flush(s)

@@ -3,12 +3,14 @@
 Is the access private; does the attribute agree (else a memory fault); which memslot (none: MMIO, or a memory fault if
 private); then the guest_memfd page, or the client's page. Memory faults carry the page's gpa, 4096, and the PRIVATE
 flag. A client page that cannot be had is EFAULT without fault information, as kvm_handle_error_pfn has it.
+
+Before all that the embedder may want something else to befall the access (INJECT).
 """
 
 from errno import EAGAIN, EFAULT, EINTR
 
 from ..build import compiled
-from ..raw import atomic_or, call3, call4, load32, load64, lshr, shl, store64, ule, ult
+from ..raw import atomic_or, call3, call4, load32, load64, lshr, rdtsc, shl, store64, ule, ult
 from ..state import (
     ATTRIBUTE_HINT,
     EXIT,
@@ -23,22 +25,38 @@ from ..state import (
     LEAVE,
     LEAVE_EXIT,
     LEAVE_RETRY,
+    LOG_SINCE,
+    LOG_SLOT,
     MMIO_WRITES,
     SLOT_HINT,
     VM,
     XLAT_CLIENT,
     XLAT_GPA,
     XLAT_KIND,
+    XLAT_WATCHED,
 )
 from .layout import (
     ATTRIBUTE_PRIVATE,
     ATTRIBUTES,
+    EHWPOISON,
     FAULT_DISAGREES,
     FAULT_IN,
+    FAULT_INJECTED,
     FAULT_NO_GMEM,
     FAULT_NO_PAGE,
     FAULT_NO_SLOT,
-    LOG_FAULT,
+    FAULT_POISONED,
+    GAVE_UP,
+    HAD_PAGE,
+    INJECT,
+    INJECT_EFAULT,
+    INJECT_GIVE_UP,
+    INJECT_NOTHING,
+    INJECT_OTHER_KIND,
+    INJECT_POISON,
+    INJECT_RETRY,
+    INJECT_WATCH,
+    LOG,
     MARK_DIRTY,
     PRIVATE_BIT,
     PRIVATE_BY_ATTRIBUTE,
@@ -54,6 +72,7 @@ from .layout import (
     SLOT_FIRST,
     SLOT_FLAGS,
     SLOT_HOST,
+    SLOT_ID,
     SLOT_NPAGES,
     SLOT_PRIVATE,
     SLOT_READONLY,
@@ -64,11 +83,14 @@ from .layout import (
     TABLE_COUNT,
     TABLE_HEADER,
     TABLE_SHIFT,
+    TO_DO_AGAIN,
     TO_FAULT,
     TO_HOST,
     TO_MMIO,
     TO_REMOTE,
     TO_RETRY,
+    WENT_REMOTE,
+    WRITE,
 )
 from .members import member
 from .tlb import enter_guest, leave_guest
@@ -152,48 +174,85 @@ def retry(s):
     return 0
 
 
-@member
-def fault_exit(s, gpa, private, write_reason):
-    """Leave for KVM_EXIT_MEMORY_FAULT, or for EFAULT when it is the client's page that is missing."""
-    write, reason = write_reason & 1, write_reason >> 1
-    store64(s + XLAT_KIND, TO_FAULT)
-    store64(s + FAULT_GPA, gpa & ~4095)
-    store64(s + FAULT_SIZE, 4096)
-    store64(s + FAULT_FLAGS, ATTRIBUTE_PRIVATE if private else 0)
-    store64(s + FAULTS, load64(s + FAULTS) + 1)
-    store64(s + LEAVE, LEAVE_EXIT)
-    store64(s + MMIO_WRITES, 0)  # the instruction will be executed again
-    if reason == FAULT_NO_PAGE:
-        store64(s + EXIT, EXIT_EFAULT)
-    else:
-        store64(s + EXIT, EXIT_MEMORY_FAULT)
-        store64(s + FAULT_ERRNO, EFAULT)
-    log = load64(load64(s + VM) + LOG_FAULT)
+@compiled
+def note(s, gpa, access, outcome):
+    """Log what became of an access that left the fast path."""
+    log = load64(load64(s + VM) + LOG)
     if log != 0:
-        leave_guest(s)
-        call4(log, s, gpa, write, reason)
-        enter_guest(s)
+        call4(log, s, gpa, access, outcome)
+
+
+@compiled
+def note_now(s, gpa, access, outcome):
+    """The same of what has just begun."""
+    slot = find_slot(s, load64(s + VM), lshr(gpa, 12))
+    store64(s + LOG_SLOT, load64(slot + SLOT_ID) + 1 if slot != 0 else 0)
+    store64(s + LOG_SINCE, rdtsc())
+    note(s, gpa, access, outcome)
+
+
+@compiled
+def leave_without_page(s, reason, error):
+    """The instruction cannot go on, and will be executed again: leave for `reason`."""
+    store64(s + XLAT_KIND, TO_FAULT)
+    store64(s + FAULT_ERRNO, error)
+    store64(s + EXIT, reason)
+    store64(s + LEAVE, LEAVE_EXIT)
+    store64(s + MMIO_WRITES, 0)
     return 0
 
 
-@compiled
-def _memory_fault(s, gpa, private, write, reason):
-    return fault_exit(s, gpa, private, write | reason << 1)
+@member
+def fault_exit(s, gpa, access, outcome):
+    """Leave for KVM_EXIT_MEMORY_FAULT; `access` as LOG has it."""
+    store64(s + FAULT_GPA, gpa & ~4095)
+    store64(s + FAULT_SIZE, 4096)
+    store64(s + FAULT_FLAGS, access & ATTRIBUTE_PRIVATE)
+    store64(s + FAULTS, load64(s + FAULTS) + 1)
+    note_now(s, gpa, access, outcome)
+    return leave_without_page(s, EXIT_MEMORY_FAULT, EHWPOISON if outcome == FAULT_POISONED else EFAULT)
 
 
 @compiled
-def client_error(s, gpa, error, write):
+def client_error(s, error):
     """Leave because the client's memory answered `-error`; EINTR is a signal to the vCPU's thread, EAGAIN a retry."""
     if error == EAGAIN:
         return retry(s)
-    store64(s + FAULT_ERRNO, error)
     if error == EINTR:
-        store64(s + XLAT_KIND, TO_FAULT)
-        store64(s + EXIT, EXIT_INTERRUPTED)
-        store64(s + MMIO_WRITES, 0)
-        store64(s + LEAVE, LEAVE_EXIT)
+        return leave_without_page(s, EXIT_INTERRUPTED, error)
+    store64(s + FAULTS, load64(s + FAULTS) + 1)
+    return leave_without_page(s, EXIT_EFAULT, error)
+
+
+@compiled
+def outcome_of(result):
+    """What the log says when the client's memory answered `result`."""
+    if result >= 0:
+        return HAD_PAGE
+    return GAVE_UP if result == -EINTR else FAULT_NO_PAGE
+
+
+@member
+def injected(s, gpa, access):
+    """Have befall an access what the embedder wants: 1, and LEAVE tells; or 0, and it goes on."""
+    what = call3(load64(load64(s + VM) + INJECT), s, gpa, access)
+    store64(s + XLAT_WATCHED, what)
+    if what in (INJECT_NOTHING, INJECT_WATCH):
         return 0
-    return _memory_fault(s, gpa, 0, write, FAULT_NO_PAGE)
+    if what == INJECT_RETRY:
+        retry(s)
+    elif what == INJECT_GIVE_UP:
+        client_error(s, EINTR)
+    elif what == INJECT_EFAULT or (what == INJECT_POISON and access & ATTRIBUTE_PRIVATE == 0):
+        store64(s + FAULT_GPA, gpa & ~4095)
+        note_now(s, gpa, access, FAULT_NO_PAGE if what == INJECT_EFAULT else FAULT_POISONED)
+        client_error(s, EFAULT if what == INJECT_EFAULT else EHWPOISON)
+    elif what == INJECT_POISON:
+        fault_exit(s, gpa, access, FAULT_POISONED)
+    else:
+        wanted = access ^ ATTRIBUTE_PRIVATE if what == INJECT_OTHER_KIND else access
+        fault_exit(s, gpa, wanted, FAULT_INJECTED)
+    return 1
 
 
 # The client's memory ----------
@@ -248,9 +307,13 @@ def fault_in(s, slot, index, write):
     client, host = load64(slot + SLOT_CLIENT) + (index << 12), load64(slot + SLOT_HOST) + (index << 12)
     pages = pages_ahead(slot, index, write)
     if function != 0:
+        store64(s + LOG_SINCE, rdtsc())
+        store64(s + LOG_SLOT, load64(slot + SLOT_ID) + 1)
+        gpa = (load64(slot + SLOT_BASE_GFN) + index) << 12
         leave_guest(s)
         pages = call4(function, vm, client, host, pages << 1 | write)
         changed = enter_guest(s)
+        note(s, gpa, write, TO_DO_AGAIN if changed and pages >= 0 else outcome_of(pages))
         if pages < 0:
             return pages
         if changed:
@@ -279,11 +342,14 @@ def remote_copy(s, buffer, size, write):
     A read during which translations changed is repeated; a write is done, and the TLBs are already flushed.
     """
     vm, gpa = load64(s + VM), load64(s + XLAT_GPA)
+    store64(s + LOG_SINCE, rdtsc())
+    store64(s + LOG_SLOT, 0)
     leave_guest(s)
     result = call4(load64(vm + (REMOTE_WRITE if write else REMOTE_READ)), vm, load64(s + XLAT_CLIENT), buffer, size)
     changed = enter_guest(s)
+    note(s, gpa, write, WENT_REMOTE if result >= 0 else outcome_of(result))
     if result < 0:
-        return client_error(s, gpa, -result, write)
+        return client_error(s, -result)
     if changed and not write:
         return retry(s)
     return 1
@@ -293,31 +359,33 @@ def remote_copy(s, buffer, size, write):
 
 
 @member
-def resolve(s, gpa, write):
-    """The host address of guest-physical `gpa`, dirty-logged when `write`, or 0: XLAT_KIND says why.
+def resolve(s, gpa, access):
+    """The host address of guest-physical `gpa`, dirty-logged for a WRITE, or 0: XLAT_KIND says why.
 
-    XLAT_GPA is the gpa. TO_MMIO and TO_REMOTE (XLAT_CLIENT) leave LEAVE alone; TO_FAULT and TO_RETRY set it.
+    `access`: READ, WRITE or FETCH. XLAT_GPA is the gpa. TO_MMIO and TO_REMOTE (XLAT_CLIENT) leave LEAVE alone; TO_FAULT
+    and TO_RETRY set it.
     """
-    vm = load64(s + VM)
+    vm, write = load64(s + VM), access & WRITE
     rule = load64(vm + PRIVATE_MEMORY)
     bit = gpa & load64(vm + PRIVATE_BIT)
     gpa -= bit
     gfn = lshr(gpa, 12)
-    private = 0
+    private, agreed = 0, 0
     if rule != PRIVATE_NEVER:
-        attribute = find_attributes(s, vm, gfn) & ATTRIBUTE_PRIVATE
-        if rule == PRIVATE_BY_ATTRIBUTE:
-            private = attribute
-        else:
+        agreed = find_attributes(s, vm, gfn) & ATTRIBUTE_PRIVATE
+        private = agreed
+        if rule != PRIVATE_BY_ATTRIBUTE:
             private = ATTRIBUTE_PRIVATE if (bit != 0) == (rule == PRIVATE_BY_BIT) else 0
-            if private != attribute:
-                return _memory_fault(s, gpa, private, write, FAULT_DISAGREES)
+    if load64(vm + INJECT) != 0 and injected(s, gpa, access | private):
+        return 0
+    if private != agreed:
+        return fault_exit(s, gpa, access | private, FAULT_DISAGREES)
     store64(s + XLAT_GPA, gpa)
     store64(s + XLAT_KIND, TO_HOST)
     slot = find_slot(s, vm, gfn)
     if slot == 0:
         if private:
-            return _memory_fault(s, gpa, private, write, FAULT_NO_SLOT)
+            return fault_exit(s, gpa, access | private, FAULT_NO_SLOT)
         store64(s + XLAT_KIND, TO_MMIO)
         return 0
     index = gfn - load64(slot + SLOT_BASE_GFN)
@@ -325,7 +393,7 @@ def resolve(s, gpa, write):
     if private:
         memory = load64(slot + SLOT_PRIVATE)
         if memory == 0:
-            return _memory_fault(s, gpa, private, write, FAULT_NO_GMEM)
+            return fault_exit(s, gpa, access | private, FAULT_NO_GMEM)
     else:
         if write and load64(slot + SLOT_FLAGS) & SLOT_READONLY:
             store64(s + XLAT_KIND, TO_MMIO)
@@ -334,7 +402,7 @@ def resolve(s, gpa, write):
         if memory != 0:
             result = touch(s, slot, index, write)
             if result != 0:
-                return retry(s) if result > 0 else client_error(s, gpa, -result, write)
+                return retry(s) if result > 0 else client_error(s, -result)
     if write and mark_dirty(s, slot, index) == 0:
         return retry(s)
     if memory == 0:

@@ -23,6 +23,7 @@ from ..state import (
     RFLAGS,
     TLB,
     TLB_BASE,
+    TLB_FLUSHES,
     TLB_GENERATION,
     VM,
 )
@@ -203,6 +204,7 @@ def enter_guest(s):
     generation = load64(load64(s + VM) + GENERATION)
     if load64(s + REQUEST) & REQ_TLB_FLUSH or generation != load64(s + TLB_GENERATION):
         store64(s + TLB_GENERATION, generation)
+        store64(s + TLB_FLUSHES, load64(s + TLB_FLUSHES) + 1)
         tlb_flush(s, 0)
         return 1
     return 0
@@ -212,6 +214,7 @@ def enter_guest(s):
 def acknowledge_flush(s):
     """Do what REQ_TLB_FLUSH asks for; the thread holds no host address of guest memory."""
     store64(s + TLB_GENERATION, load64(load64(s + VM) + GENERATION))
+    store64(s + TLB_FLUSHES, load64(s + TLB_FLUSHES) + 1)
     tlb_flush(s, 0)
     atomic_and(s + REQUEST, ~REQ_TLB_FLUSH)
     return 0

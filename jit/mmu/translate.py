@@ -2,8 +2,21 @@
 
 from ..build import compiled
 from ..raw import load64, store64, zext32
-from ..state import EFER, EFER_LMA, HFLAGS, LEAVE, LEAVE_NEXT, MODE_CODE64, TLB_MISSES, XLAT_GPA, XLAT_KIND
-from .layout import TO_MMIO, TO_REMOTE, WRITE
+from ..state import (
+    EFER,
+    EFER_LMA,
+    HFLAGS,
+    LEAVE,
+    LEAVE_NEXT,
+    MODE_CODE64,
+    TLB_MISSES,
+    VM,
+    XLAT_GPA,
+    XLAT_KIND,
+    XLAT_LINEAR,
+    XLAT_WATCHED,
+)
+from .layout import FETCH, INJECT, TO_MMIO, TO_REMOTE, WRITE
 from .members import member
 from .resolve import resolve
 from .tlb import fill
@@ -31,12 +44,14 @@ def translate(s, la, access):
             return 0
     else:
         la = zext32(la)
+    store64(s + XLAT_LINEAR, la)
     page = walk(s, la, access)
     if page == 0:
         return 0
-    host = resolve(s, load64(s + XLAT_GPA), 1 if access & WRITE else 0)
+    host = resolve(s, load64(s + XLAT_GPA), access & (WRITE | FETCH))
     if host != 0:
-        fill(s, la, access, host, page)
+        if load64(load64(s + VM) + INJECT) == 0 or load64(s + XLAT_WATCHED) == 0:
+            fill(s, la, access, host, page)
         return host
     kind = load64(s + XLAT_KIND)
     if kind in (TO_MMIO, TO_REMOTE):

@@ -24,7 +24,8 @@ from kvmfs.broker.vm import VmProcess
 from kvmfs.broker.zygote import Zygote
 from kvmfs.client import fds, memory
 from kvmfs.kvm.caller import Caller
-from kvmfs.kvm.failures import Failures
+from kvmfs.kvm.inject.ioctls import Fired, IoctlRules
+from kvmfs.kvm.inject.rules import Rule, to_message
 from kvmfs.wire import reply, request
 from kvmfs.wire.aio import Receiver
 from kvmfs.wire.connection import Connection, ConnectionEnded
@@ -44,7 +45,7 @@ async def serve(
     system: Any = None,
     core: str = DEFAULT_CORE,
     tracer: socket.socket | None = None,
-    failures: tuple[str, ...] = (),
+    rules: tuple[Rule, ...] = (),
     carrier: Carrier | None = None,
 ) -> None:
     """Serve /dev/kvm until its connection ends and the last VM is gone, or until cancelled.
@@ -56,7 +57,7 @@ async def serve(
     :param passthrough: use FUSE passthrough for run pages, if the kernel lets us.
     :param ready: called when clients are served.
     :param tracer: somebody who is told of all that happens from the start (kvmfs.broker.inspector).
-    :param failures: which ioctls are to fail (kvmfs.kvm.failures).
+    :param rules: faults on purpose (kvmfs.kvm.inject), for /dev/kvm and for each VM.
     :param carrier: how the files of VMs get to clients; None: as FUSE files.
     :param system: what answers system ioctls; :param core: the module that makes VMs in workers (for tests).
     """
@@ -66,7 +67,7 @@ async def serve(
         from kvmfs.kvm.system import System
 
         system = System(shared_pages=passthrough, reads=carrier.reads)
-    broker = Broker(connection, carrier, system, Zygote(core, log), log, passthrough, failures)
+    broker = Broker(connection, carrier, system, Zygote(core, log), log, passthrough, rules)
     if tracer:
         broker.inspector.trace_all(tracer)
     await broker.run(ready)
@@ -129,9 +130,11 @@ class Broker:
         zygote: Zygote,
         log: Log,
         passthrough: bool,
-        failures: tuple[str, ...] = (),
+        rules: tuple[Rule, ...] = (),
     ) -> None:
-        self._rules, self._failures = failures, Failures(failures)
+        self._rules = [to_message(rule) for rule in rules]
+        self._injecting = IoctlRules(self._note_injection)
+        self._injecting.add(enumerate(rules, 1))
         self._connection, self._carrier = connection, carrier
         self._system = system
         self._zygote = zygote
@@ -169,6 +172,9 @@ class Broker:
                 return
             case request.Forget() | request.NotifyReply():
                 return
+            case request.Ioctl() if self._injecting.concerns(message.cmd):
+                vms.start_soon(self._interfere, message)
+                return
             case request.Ioctl():
                 answer = self._ioctl(message)
             case request.Open():
@@ -194,12 +200,25 @@ class Broker:
         else:
             self._connection.reply(answer)
 
-    def _ioctl(self, message: request.Ioctl) -> bytes:
+    async def _interfere(self, message: request.Ioctl) -> None:
+        """Answer an ioctl that rules are about."""
+        failure: OSError | None = None
+        try:
+            await trio.sleep(self._injecting.ioctl(message.cmd))
+        except OSError as error:
+            failure = error
+        self._answer(message, self._ioctl(message, failure))
+
+    def _note_injection(self, fired: Fired) -> None:
+        self._log(f"{fired.rule.text}: rule {fired.number} fires at match {fired.ordinal}")
+
+    def _ioctl(self, message: request.Ioctl, failure: OSError | None = None) -> bytes:
+        """`failure`: what it is to fail with."""
         try:
             if message.flags & (IoctlFlag.COMPAT | IoctlFlag.BIT32):
                 raise OSError(errno.ENOTTY, "32-bit clients are not served")
             caller = SystemCaller(message)
-            result = self.inspector.traced(self._system, caller, message, lambda seen: self._do(seen, message))
+            result = self.inspector.traced(self._system, caller, message, lambda seen: self._do(seen, message, failure))
         except OSError as error:
             result = -(error.errno or errno.EIO)
         except Exception as error:
@@ -207,8 +226,9 @@ class Broker:
             result = -errno.EIO
         return reply.ioctl(message.unique, result)
 
-    def _do(self, caller: Caller, message: request.Ioctl) -> int:
-        self._failures.ioctl(message.cmd)
+    def _do(self, caller: Caller, message: request.Ioctl, failure: OSError | None) -> int:
+        if failure:
+            raise failure
         result: int = self._system.ioctl(caller, message.cmd, message.arg)
         return result
 
@@ -221,13 +241,13 @@ class Broker:
         client: Client | None = None
         try:
             try:
-                self._failures.ioctl(message.cmd)
+                await trio.sleep(self._injecting.ioctl(message.cmd))
                 self._system.check_vm_type(message.arg)
                 client = self._clients.get(fds.tgid_of(message.tid))
                 await self._wait_for_zygote(creation)
                 vm = VmProcess(client, self._carrier.files(client.tgid), self._log)
                 who = {"uid": message.uid, "gid": message.gid}
-                how = {"passthrough": self._passthrough, "reads": self._carrier.reads, "failures": self._rules}
+                how = {"passthrough": self._passthrough, "reads": self._carrier.reads, "rules": self._rules}
                 await vm.start(self._zygote, message.arg, how, **who)
             except OSError as error:
                 self._log_failure(message, error)

@@ -7,6 +7,7 @@ root, and the user that the broker runs as, see all. Messages are kvmfs.worker.c
     {"op": "list", "id"}                          -> broker: {...}, vms: [{name, pid, fd, worker, uid, gid, kind, ...}]
     {"op": "inspection", "id", "vm": name}        -> fds [inspection file (kvmfs.kvm.inspection), for reading]
     {"op": "inspect", "id", "vm": name, "what"}   -> fds [memfd of JSON (kvmfs.kvm.report)]
+    {"op": "inject", "id", "vm": name, "rules", "clear"}   -> {}; rules: messages of kvmfs.kvm.inject.rules
     {"op": "trace", "id", "vm": name}             -> and before that, without being asked:
         {"ring": worker, "name"}, fds [kvmfs.kvm.ring]   records come from there; 0: those of /dev/kvm
         {"named": worker, "name"}                    a VM that was new has its name
@@ -202,6 +203,11 @@ class Inspector:
         _, fds = await self._find(onlooker, message["vm"]).ask("inspect", what=str(message["what"]))
         return {}, fds
 
+    async def _inject(self, onlooker: Onlooker, message: Message) -> Answer:
+        vm = self._find(onlooker, message["vm"])
+        await vm.ask("inject", rules=list(message["rules"]), clear=bool(message.get("clear")))
+        return {}, []
+
     async def _begin(self, onlooker: Onlooker, message: Message) -> Answer:
         await self._trace(onlooker, self._find(onlooker, message["vm"]))
         return {}, []
@@ -210,6 +216,7 @@ class Inspector:
         "list": _list,
         "inspection": _inspection,
         "inspect": _inspect,
+        "inject": _inject,
         "trace": _begin,
     }
 

@@ -346,6 +346,11 @@ class VmProcess:
             raise OSError(errno.ESRCH, f"{tid} is no thread of {self.client.tgid}")
         return tid
 
+    async def _poison(self, message: Message, fds: list[int]) -> Answer:
+        held = await self._take(int(message["tid"]), int(message["unique"]))
+        await trio.to_thread.run_sync(held.borrow.poison, int(message["address"]), limiter=self._threads)
+        return {}, []
+
     async def _finish(self, message: Message, fds: list[int]) -> Answer:
         held = self._held.pop(int(message["tid"]), None)
         if held:
@@ -383,6 +388,7 @@ class VmProcess:
         "install": _install,
         "adopt": _adopt,
         "map_shared": _map_shared,
+        "poison": _poison,
         "finish": _finish,
         "getfd": _getfd,
         "schedstat": _schedstat,

@@ -13,11 +13,12 @@ from kvmfs.cli.base import (
     DeviceOption,
     ExitStatus,
     Failures,
+    Injections,
     Passthrough,
     TransportOption,
     Verbose,
+    all_rules,
     app,
-    checked,
     fail,
     log_to_stderr,
 )
@@ -37,6 +38,7 @@ def run(
     transport: TransportOption = Transport.AUTO,
     passthrough: Passthrough = None,
     failures: Failures = None,
+    injections: Injections = None,
     verbose: Verbose = 0,
 ) -> None:
     """Run CMD with a /dev/kvm of its own.
@@ -56,8 +58,8 @@ def run(
     from kvmfs.cli.run import Options
     from kvmfs.cli.run import run as run_command
 
-    rules = checked(failures)
-    serve = partial(serving.serve, failures=rules) if rules else serving.serve
+    rules = all_rules(failures, injections)
+    serve = partial(serving.serve, rules=rules) if rules else serving.serve
     try:
         status = run_command(command, Options(device, transport, passthrough), serve, log_to_stderr(verbose))
     except SetupError as error:
@@ -85,6 +87,8 @@ def serve(
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Hide what is at PATH meanwhile.")] = False,
     passthrough: Passthrough = None,
+    failures: Failures = None,
+    injections: Injections = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", "-f", help="Stay; for service managers (sd_notify is spoken) and debugging.")
     ] = False,
@@ -107,11 +111,12 @@ def serve(
         raise typer.BadParameter("an octal number such as 0660", param_hint="--mode") from None
     options = daemon.Options(device.absolute(), transport, passthrough, bits, owner, group, replace)
     log = log_to_stderr(max(verbose, 1) if foreground else verbose)
+    broker = partial(serving.serve, rules=all_rules(failures, injections))
     try:
         if foreground:
-            daemon.serve(options, serving.serve, log)
+            daemon.serve(options, broker, log)
         else:
-            print(daemon.detached(lambda ready: daemon.serve(options, serving.serve, log, ready)))
+            print(daemon.detached(lambda ready: daemon.serve(options, broker, log, ready)))
     except SetupError as error:
         fail(error, 125)
     except StartError as error:

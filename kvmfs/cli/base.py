@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
 import kvmfs
 from kvmfs.cli.transport import Transport
+
+if TYPE_CHECKING:
+    from kvmfs.kvm.inject.rules import Rule
 
 USAGE: Final = 2
 """Exit status of click for wrong usage."""
@@ -60,6 +63,14 @@ Failures = Annotated[
     list[str] | None,
     typer.Option("--fail", metavar="RULE", help="Have an ioctl fail: NAME=ERRNO[@N[+]]; may be repeated."),
 ]
+Injections = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--inject",
+        metavar="RULE|FILE.toml",
+        help="Have memory accesses or ioctls go wrong, as docs/fault-injection.md has it; may be repeated.",
+    ),
+]
 Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log more to stderr; twice: everything.")]
 
 
@@ -72,16 +83,21 @@ def log_to_stderr(verbose: int) -> logging.Logger:
 _DEBUG_FORMAT: Final = "kvmfs %(process)d %(relativeCreated)d ms %(name)s: %(message)s"
 
 
-def checked(rules: list[str] | None) -> tuple[str, ...]:
-    """The rules of --fail."""
-    from kvmfs.kvm.failures import Rule
+def checked(words: list[str] | None, hint: str) -> tuple[Rule, ...]:
+    """The rules that an option `hint` gave."""
+    if not words:
+        return ()
+    from kvmfs.kvm.inject.rules import load_all
 
     try:
-        for rule in rules or ():
-            Rule.parse(rule)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--fail") from None
-    return tuple(rules or ())
+        return tuple(load_all(words))
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error), param_hint=hint) from None
+
+
+def all_rules(failures: list[str] | None, injections: list[str] | None) -> tuple[Rule, ...]:
+    """The rules of --fail and --inject."""
+    return checked(failures, "--fail") + checked(injections, "--inject")
 
 
 def fail(message: object, status: int) -> NoReturn:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kvmfs.cli.faults import fault_row, fault_table
 from kvmfs.inspect import finder, snapshot
 from kvmfs.inspect.finder import Broker, Listed
 from kvmfs.inspect.vm import Inspected
@@ -98,13 +99,13 @@ def _tables(vm: dict[str, Any]) -> list[Table]:
     files = _table("guest_memfd", "name", "size", "allocated")
     for file in vm["guest_memfd"]:
         files.add_row(file["name"], f"{file['size']:#x}", f"{file['allocated']:#x}")
-    faults = _table("last memory faults", "n", "s", "vCPU", "gpa", "size", "flags", "rip")
-    for fault in vm["faults"][-10:]:
-        faults.add_row(
-            str(fault["number"]), f"{fault['time'] - vm['created']:.6f}", str(fault["vcpu"]), f"{fault['gpa']:#x}",
-            f"{fault['size']:#x}", f"{fault['flags']:#x}", f"{fault['rip']:#x}",
-        )  # fmt: skip
-    return [table for table in (vcpus, slots, attributes, files, faults) if table.rows]
+    rules = _table("faults on purpose", "n", "rule", "matched", "fired")
+    for rule in vm["rules"]:
+        rules.add_row(str(rule["number"]), rule["rule"], str(rule["matched"]), str(rule["fired"]))
+    faults = fault_table("last memory faults")
+    for fault in [fault for fault in vm["faults"] if fault["outcome"].startswith("memory fault")][-10:]:
+        faults.add_row(*fault_row(fault, vm["created"]))
+    return [table for table in (vcpus, slots, attributes, files, rules, faults) if table.rows]
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -1,4 +1,4 @@
-"""The commands that look into VMs: `ls`, `show`, `top`, `tree`, `trace`, `compare`."""
+"""The commands that look into VMs: `ls`, `show`, `top`, `faults`, `tree`, `trace`, `compare`; and `inject`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from kvmfs.cli.base import (
     DeviceOption,
     ExitStatus,
     Failures,
+    Injections,
     Passthrough,
     TransportOption,
     Verbose,
+    all_rules,
     app,
     checked,
     fail,
@@ -68,6 +70,56 @@ def top(
         look.top(interval, count, json)
 
 
+@app.command(epilog="Exit status: **1** there is no such VM, or it is not yours.")
+def faults(
+    vm: VmArgument,
+    json: Annotated[bool, typer.Option("--json", help="A JSON object a line.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until the VM ends.")] = False,
+) -> None:
+    """Show the fault log: every memory access that left the fast path, what became of it, and how long that took.
+
+    The VM keeps the last 32,768; what was overwritten before it was read is counted on stderr.
+
+    `kvmfs faults --json --follow 4711-4`
+    """
+    from contextlib import suppress
+
+    from kvmfs.cli import faults as log
+
+    try:
+        with suppress(KeyboardInterrupt):
+            log.show(vm, json, follow)
+    except (OSError, ValueError) as error:
+        fail(error, 1)
+
+
+@app.command(epilog="Exit status: **1** there is no such VM, or it is not yours; **2** a rule is wrong.")
+def inject(
+    vm: VmArgument,
+    rules: Annotated[
+        list[str] | None, typer.Argument(metavar="RULE|FILE.toml", help="More rules. Default: list those there are.")
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Forget the rules that are there first.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Have memory accesses and ioctls of a running VM go wrong on purpose; or list the rules, and how often they fired.
+
+    `kvmfs inject 4711-4 memory-fault:gpa=0x402000,access=write,times=3`
+
+    `kvmfs inject 4711-4 delay:for=5ms,probability=0.01,seed=7`
+    """
+    from kvmfs.cli import inject as injection
+
+    found = checked(rules, "RULE")
+    try:
+        if found or clear:
+            injection.add(vm, found, clear)
+        else:
+            injection.show(vm, json)
+    except OSError as error:
+        fail(error, 1)
+
+
 @app.command(
     context_settings={"allow_interspersed_args": False},
     epilog="""Exit status: that of CMD as with kvmfs run; **1** there is no such VM of yours, or it is traced.""",
@@ -87,6 +139,7 @@ def trace(
     transport: TransportOption = Transport.AUTO,
     passthrough: Passthrough = None,
     failures: Failures = None,
+    injections: Injections = None,
     verbose: Verbose = 0,
 ) -> None:
     """Show every ioctl and every exit, decoded: of CMD, run as kvmfs run does, or of a VM that runs.
@@ -105,7 +158,8 @@ def trace(
             tracing.vm(command[0], options)
             return
         how = Options(device, transport, passthrough)
-        raise ExitStatus(tracing.command(command, options, how, log_to_stderr(verbose), checked(failures)))
+        rules = all_rules(failures, injections)
+        raise ExitStatus(tracing.command(command, options, how, log_to_stderr(verbose), rules))
     except SetupError as error:
         fail(f"{error} (kvmfs check tells what is missing)", 125)
     except StartError as error:

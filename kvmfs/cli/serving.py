@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from kvmfs.cli.caps import Capability, effective, in_initial_user_namespace
 from kvmfs.cli.notify import notify, watchdog_interval
+from kvmfs.kvm.inject.rules import Rule
 from kvmfs.wire.connection import Connection
 
 if TYPE_CHECKING:
@@ -24,14 +25,14 @@ def serve(
     passthrough: bool | None,
     ready: Callable[[], None],
     tracer: socket.socket | None = None,
-    failures: tuple[str, ...] = (),
+    rules: tuple[Rule, ...] = (),
     carrier: Carrier | None = None,
 ) -> None:
     """Serve the device. VMs that exist then live on in their workers until their clients close them.
 
     :param passthrough: None: where the kernel allows it.
     :param ready: called when clients are served.
-    :param tracer: who is told of all that happens. :param failures: which ioctls are to fail.
+    :param tracer: who is told of all that happens. :param rules: faults on purpose.
     :param carrier: how VMs' files get to clients, if it is not FUSE.
     """
     if passthrough is None:
@@ -66,7 +67,7 @@ def serve(
                 passthrough=passthrough,
                 ready=ready,
                 tracer=tracer,
-                failures=failures,
+                rules=rules,
                 carrier=carrier,
             )
             nursery.cancel_scope.cancel()

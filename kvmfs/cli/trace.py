@@ -23,6 +23,7 @@ from kvmfs.inspect.trace import golden, text
 from kvmfs.inspect.trace.decode import Event
 from kvmfs.inspect.trace.session import Session
 from kvmfs.inspect.trace.summary import Summary
+from kvmfs.kvm.inject.rules import Rule
 
 _VM: Final = re.compile(r"\d+(-\d+)?")
 
@@ -45,7 +46,7 @@ def names_vm(words: Sequence[str]) -> bool:
 
 
 def command(
-    words: Sequence[str], options: Options, how: run.Options, log: logging.Logger, failures: tuple[str, ...] = ()
+    words: Sequence[str], options: Options, how: run.Options, log: logging.Logger, rules: tuple[Rule, ...] = ()
 ) -> int:
     """Run a command as `kvmfs run` does, and trace it: its exit status.
 
@@ -56,7 +57,7 @@ def command(
         writer = _fork(partial(_write_all, theirs, options), close=ours)
         theirs.close()
         try:
-            serve = partial(serving.serve, tracer=ours, failures=failures)
+            serve = partial(serving.serve, tracer=ours, rules=rules)
             return run.run(words, how, serve, log, keep=frozenset({ours.fileno()}))
         finally:
             ours.close()  # what the broker had of it is closed, too: the writer comes to the end

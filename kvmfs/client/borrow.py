@@ -155,6 +155,10 @@ class Borrow:
             raise
         return made.pop()
 
+    def poison(self, address: int) -> None:
+        """Send it the SIGBUS of a memory error at `address`, to be taken when it is let go. OSError: ESRCH, EIO."""
+        self.run(lambda injection: inject.poison(injection, address))
+
     def syscall(self, number: int, *args: int) -> int:
         """Make the thread do a system call. OSError with the errno it gave; ESRCH, EIO."""
         return self.run(lambda injection: injection.syscall(number, *args))

@@ -17,6 +17,7 @@ import ctypes
 import errno
 import os
 import resource
+import signal
 import socket
 import struct
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from kvmfs.client.ptrace import Stop, Tracee
 
 SYS_CLOSE = 3
 _SYS_RECVMSG, _SYS_SOCKETPAIR, _SYS_DUP3 = 47, 53, 292
+_SYS_GETPID, _SYS_GETTID, _SYS_RT_TGSIGQUEUEINFO = 39, 186, 297
 
 _WORD = (1 << 64) - 1
 _NO_SYSCALL = _WORD  # orig_rax of a thread that is in no system call
@@ -38,6 +40,9 @@ _RED_ZONE = 128
 _PAIR = struct.Struct("<ii")
 _MSGHDR = struct.Struct("<QI4xQQQQi4x")  # name, its length, iov, iovs, control, its length, flags
 _CMSGHDR = struct.Struct("<Qiii4x")  # length, level, type, one descriptor
+_SIGINFO = struct.Struct("<iii4xQh22x")  # signo, errno, code, addr, addr_lsb; no more of it is read
+_BUS_MCEERR_AR = 4
+_PAGE_SHIFT = 12
 _SCRATCH = _MSGHDR.size + _CMSGHDR.size  # few: what lies below the stack of a small coroutine is another one's memory
 _CMSG_LENGTH = 20
 _MSG_CMSG_CLOEXEC = 0x40000000
@@ -160,3 +165,14 @@ def _install(injection: Injection, fd: int, cloexec: bool, limit: int | None = N
     finally:
         injection.syscall(SYS_CLOSE, second)
     return int(first)
+
+
+def poison(injection: Injection, address: int) -> None:
+    """Have the thread send itself what send_sig_mceerr() would: SIGBUS with BUS_MCEERR_AR, within injection.calls().
+
+    Nobody else may: the kernel lets a process put codes of its own into signals to itself only.
+    """
+    tracee, scratch = injection.tracee, injection.scratch
+    tracee.poke(scratch, _SIGINFO.pack(signal.SIGBUS, 0, _BUS_MCEERR_AR, address, _PAGE_SHIFT))
+    tgid = injection.syscall(_SYS_GETPID)
+    injection.syscall(_SYS_RT_TGSIGQUEUEINFO, tgid, injection.syscall(_SYS_GETTID), signal.SIGBUS, scratch)

@@ -45,6 +45,7 @@ def details(broker: Broker, vm: Listed, inspected: Inspected) -> dict[str, Any]:
             for vcpu in inspected.vcpus
         ],
         **{what: broker.report(vm.name, what) for what in ("slots", "attributes", "guest_memfd")},
+        "rules": broker.report(vm.name, "rules"),
         "faults": [asdict(fault) for fault in inspected.faults()],
     }
 

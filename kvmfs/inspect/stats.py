@@ -14,7 +14,7 @@ from kvmfs.jit import state as S
 from kvmfs.jit.mmu import layout as mmu
 from kvmfs.kvm.inspection import NO_EXIT, Header, Seen
 from kvmfs.kvm.stat_table import VCPU_STATS
-from kvmfs.kvm.words import Vm
+from kvmfs.kvm.words import Cpu, Vm
 
 
 class Words(Protocol):
@@ -40,6 +40,9 @@ VCPU: Final[dict[str, Statistic]] = {
     "exits": word(S.EXITS),
     "halt_exits": word(S.HALTS),
     "irq_injections": word(S.IRQS_TAKEN),
+    "nmi_injections": word(S.NMIS_TAKEN),
+    "tlb_flush": word(S.TLB_FLUSHES),
+    "blocking": word(Cpu.WAITING),
     # ours
     "memory_faults": exits(Exit.MEMORY_FAULT),
     "instructions": word(S.INSTRUCTIONS),

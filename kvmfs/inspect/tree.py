@@ -5,7 +5,9 @@
         exits, io_exits, ...        its sums over its vCPUs
         client                      who it belongs to
         slots, attributes, guest_memfd
-        faults                      memory faults, a line of LINE bytes each; `tail -f` follows
+        faults                      the fault log, a line of LINE bytes each; `tail -f` follows
+        faults.json                 the same in JSON
+        injection                   rules (kvmfs inject), how often they matched and fired
         vcpuN/                      a vCPU by its id
             exits, ...              its own
             state, registers, tsc-offset, tsc-scaling-ratio, tsc-scaling-ratio-frac-bits
@@ -15,21 +17,22 @@ A node is made when it is looked up, and says what it holds when it is read.
 
 from __future__ import annotations
 
+import json
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from kvmfs.abi.memory import KVM_MEMORY_ATTRIBUTE_PRIVATE
-from kvmfs.abi.run import KVM_MEMORY_EXIT_FLAG_PRIVATE
 from kvmfs.inspect import snapshot, stats
-from kvmfs.inspect.vm import MemoryFault, Vcpu
+from kvmfs.inspect.vm import Fault, Vcpu
 from kvmfs.inspect.watch import Watch, Watched
 from kvmfs.jit import state as S
 from kvmfs.kvm.inspection import Header
 
-LINE: Final = 112
+LINE: Final = 192
+JSON_LINE: Final = 320
 _FRAC_BITS: Final = 32  # of S.TSC_RATIO
 
 Path = tuple[str, ...]
@@ -62,7 +65,7 @@ class Tree:
             return [*_STATISTICS, *self._watch.vms()]
         vm = self._vm(path)
         if len(path) == 1:
-            return [*_STATISTICS, *_VM_FILES, "faults", *(f"vcpu{vcpu.id}" for vcpu in vm.seen.vcpus)]
+            return [*_STATISTICS, *_VM_FILES, *_LOGS, *(f"vcpu{vcpu.id}" for vcpu in vm.seen.vcpus)]
         _vcpu(vm, path[1])
         return [*stats.VCPU, *_VCPU_FILES]
 
@@ -78,9 +81,10 @@ class Tree:
         match path[1:]:
             case ():
                 return _folder(vm)
-            case ("faults",):
-                size = vm.seen.vm[Header.FAULT_COUNT] * LINE
-                return _file(vm, lambda offset, size: _faults(vm, offset, size), size)
+            case (name,) if name in _LOGS:
+                width, line = _LOGS[name]
+                size = vm.seen.vm[Header.FAULT_COUNT] * width
+                return _file(vm, lambda offset, size: _faults(vm, offset, size, width, line), size)
             case (name,) if name in _STATISTICS:
                 return _file(vm, _text(lambda: f"{vm.seen.statistics[name]}\n"))
             case (name,) if name in _VM_FILES:
@@ -184,24 +188,39 @@ def _signed(word: int) -> int:
     return word - (1 << 64) if word >> 63 else word
 
 
-def _faults(vm: Watched, offset: int, size: int) -> bytes:
+def _injection(vm: Watched) -> str:
+    lines = ["number matched fired rule"]
+    lines += [f"{rule['number']} {rule['matched']} {rule['fired']} {rule['rule']}" for rule in vm.report("rules")]
+    return "\n".join(lines) + "\n"
+
+
+def _faults(vm: Watched, offset: int, size: int, width: int, line: Line) -> bytes:
     """Lines by position, so that any part of the file can be read at any time; a line that was overwritten says so."""
-    first, last = offset // LINE + 1, min(-(-(offset + size) // LINE), vm.seen.vm[Header.FAULT_COUNT])
+    first, last = offset // width + 1, min(-(-(offset + size) // width), vm.seen.vm[Header.FAULT_COUNT])
     known = {fault.number: fault for fault in vm.seen.faults(first - 1) if fault.number <= last}
-    lines = b"".join(_fault_line(number, known.get(number)) for number in range(first, last + 1))
-    start = offset - (first - 1) * LINE
+    texts = (line(number, known.get(number)) for number in range(first, last + 1))
+    lines = b"".join(text[: width - 1].ljust(width - 1).encode() + b"\n" for text in texts)
+    start = offset - (first - 1) * width
     return lines[start : start + size]
 
 
-def _fault_line(number: int, fault: MemoryFault | None) -> bytes:
-    text = f"{number} lost"
-    if fault:
-        what = "private" if fault.flags & KVM_MEMORY_EXIT_FLAG_PRIVATE else "shared"
-        text = (
-            f"{number} {fault.time:.6f} vcpu{fault.vcpu} gpa {fault.gpa:#x} size {fault.size:#x} "
-            f"flags {fault.flags:#x} {what} rip {fault.rip:#x}"
-        )
-    return text[: LINE - 1].ljust(LINE - 1).encode() + b"\n"
+def _fault_line(number: int, fault: Fault | None) -> str:
+    if fault is None:
+        return f"{number} lost"
+    who = "vm" if fault.vcpu is None else f"vcpu{fault.vcpu}"
+    rule = "" if fault.rule is None else f" rule {fault.rule} match {fault.ordinal}"
+    if fault.ioctl:
+        return f"{number} {fault.time:.6f} {who} {fault.ioctl}{rule}"
+    gva = "-" if fault.gva is None else f"{fault.gva:#x}"
+    slot = "-" if fault.slot is None else fault.slot
+    return (
+        f"{number} {fault.time:.6f} {who} gva {gva} gpa {fault.gpa:#x} {'private' if fault.private else 'shared'} "
+        f"{fault.access} slot {slot} {fault.outcome} ns {fault.ns} rip {fault.rip:#x}{rule}"
+    )
+
+
+def _fault_json(number: int, fault: Fault | None) -> str:
+    return json.dumps(asdict(fault) if fault else {"number": number, "outcome": "lost"}, separators=(",", ":"))
 
 
 _STATISTICS: Final = frozenset({**stats.VCPU, **stats.VM})
@@ -210,7 +229,11 @@ _VM_FILES: Final[dict[str, Callable[[Watched], str]]] = {
     "slots": _slots,
     "attributes": _attributes,
     "guest_memfd": _guest_memfd,
+    "injection": _injection,
 }
+Line = Callable[[int, Fault | None], str]
+"""A record of the fault log, by its number, as text; None: it was overwritten."""
+_LOGS: Final[dict[str, tuple[int, Line]]] = {"faults": (LINE, _fault_line), "faults.json": (JSON_LINE, _fault_json)}
 _VCPU_FILES: Final[dict[str, Callable[[Vcpu], str]]] = {
     "state": lambda vcpu: f"{vcpu.state}\n",
     "registers": _registers,

@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from kvmfs.abi.ioctls import Fd, lookup
 from kvmfs.inspect import stats
 from kvmfs.jit import state as S
-from kvmfs.kvm import inspection
+from kvmfs.kvm import faults, inspection
 from kvmfs.kvm.cpu_state import GENERAL, SEGMENTS, CpuState
-from kvmfs.kvm.inspection import Fault, Header, Seen
+from kvmfs.kvm.faults import Record
+from kvmfs.kvm.inject.rules import FALLOCATE
+from kvmfs.kvm.inspection import Header, Seen
 from kvmfs.kvm.words import Cpu, Vm
 
 _SEALED: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -25,16 +28,30 @@ MP_STATES: Final = ("runnable", "uninitialized", "init received", "halted", "sip
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryFault:
-    """A KVM_EXIT_MEMORY_FAULT. `number`: of the VM's, from 1. `time`: seconds since 1970."""
+class Fault:
+    """A record of the fault log: an access that left the fast path. `number`: of the VM's, from 1. `time`: seconds
+    since 1970. `vcpu`, `gva`, `slot`: None if there is none. `access`: read, write or fetch. `rule`, `ordinal`: what
+    made it so (kvmfs inject), else None. `ioctl`: its name where `outcome` is "ioctl"."""
 
     number: int
     time: float
-    vcpu: int
+    ns: int
+    vcpu: int | None
+    gva: int | None
     gpa: int
-    size: int
-    flags: int
+    access: str
+    private: bool
+    slot: int | None
+    outcome: str
     rip: int
+    rule: int | None
+    ordinal: int | None
+    ioctl: str | None
+
+    @property
+    def is_memory_fault(self) -> bool:
+        """KVM_RUN ended with KVM_EXIT_MEMORY_FAULT; `private` is its flag."""
+        return self.outcome.startswith("memory fault")
 
 
 class _Words:
@@ -140,15 +157,21 @@ class Inspected:
         vm = self.vm
         return vm[Header.CLOCK] / 1e9 + (tsc - vm[Header.TSC]) / max(vm[Header.TSC_KHZ], 1) / 1000
 
-    def faults(self, after: int = 0) -> Iterator[MemoryFault]:
+    def faults(self, after: int = 0) -> Iterator[Fault]:
         """Those with numbers above `after` that are still there, oldest first."""
-        count = self.vm[Header.FAULT_COUNT]
-        for number in range(max(after, count - inspection.FAULT_ROOM) + 1, count + 1):
-            at = inspection.FAULTS + (number - 1) % inspection.FAULT_ROOM * Fault.SIZE
-            record = _Words(self._words, at)
-            fault = MemoryFault(
-                number, self.seconds(record[Fault.TSC]), record[Fault.VCPU], record[Fault.GPA], record[Fault.BYTES],
-                record[Fault.FLAGS], record[Fault.RIP],
+        khz = max(self.vm[Header.TSC_KHZ], 1)
+        for record in faults.read(self.vm, after):
+            yield Fault(
+                record.number, self.seconds(record.start), max(record.end - record.start, 0) * 1_000_000 // khz,
+                record.vcpu, record.gva, record.gpa, record.access, record.private, record.slot, record.outcome,
+                record.rip, record.rule, record.ordinal,
+                _call(record) if record.outcome == "ioctl" else None,
             )  # fmt: skip
-            if record[Fault.COUNT] == number:  # else it is being written, or already another
-                yield fault
+
+
+def _call(record: Record) -> str:
+    """What the record of an ioctl is about."""
+    if not record.detail:
+        return FALLOCATE
+    row = lookup(Fd.VM if record.vcpu is None else Fd.VCPU, record.detail)
+    return row.name if row else f"{record.detail:#x}"

@@ -25,11 +25,13 @@ from kvmfs.jit.raw import (
     call2,
     load8,
     load64,
+    rdtsc,
     store8,
     store64,
     syscall,
 )
 from kvmfs.kvm import words as W
+from kvmfs.kvm.counting import count_wait
 from kvmfs.kvm.exits import AGAIN, EXIT_IOAPIC_EOI, LEAVE, leave, service
 from kvmfs.kvm.platform import call
 from kvmfs.kvm.words import Cpu, Vm
@@ -182,11 +184,17 @@ def has_event(s):
 @compiled
 def block(s):
     """vcpu_block: 0 when a signal is to be served, else 1 and the vCPU may run, or not."""
+    since, halted = 0, load64(s + MP_STATE) == HALTED
     while load64(s + APIC_EVENTS) == 0 and (load64(s + MP_STATE) != HALTED or has_event(s) == 0):
+        since = since if since != 0 else rdtsc()
         if wait(s) & S.REQ_STOP:
             atomic_and(s + S.REQUEST, ~S.REQ_STOP)
+            if halted:
+                count_wait(s, since, 0)
             return 0
         atomic_and(s + S.REQUEST, ~(S.REQ_EVENT | S.REQ_KICK))
+    if halted and since != 0:
+        count_wait(s, since, 1)
     if load64(s + MP_STATE) == HALTED and load64(s + APIC_EVENTS) == 0:
         store64(s + UNHALTED, 0)
         store64(s + MP_STATE, RUNNABLE)

@@ -73,6 +73,10 @@ class Caller(Protocol):
         """Turn private anonymous memory into a shared mapping of a memfd with the same content: the memfd.
         OSError(EBUSY) when another debugger has the thread."""
 
+    def poison(self, address: int) -> None:
+        """Send SIGBUS to it, as the kernel does for poisoned memory at `address`; its ioctl has to end with EINTR.
+        OSError(EBUSY) when another debugger has the thread."""
+
 
 class Node(Protocol):
     """Something that a client's fd can stand for. `name` is its file name within the VM."""

@@ -60,7 +60,7 @@ ENOENT, ENOTTY = errno.ENOENT, errno.ENOTTY
 VM_MAPS_FD = Vm.MAPS_FD
 
 
-def _stack_space(size: int) -> Any:
+def stack_space(size: int) -> Any:
     """An intrinsic: the address of `size` bytes on the stack of the function that it is compiled into."""
     if PLAIN:
         kept = []
@@ -84,9 +84,9 @@ def _stack_space(size: int) -> Any:
     return space
 
 
-iovecs = _stack_space(32)
-query = _stack_space(QUERY_SIZE)
-usage = _stack_space(RUSAGE_SIZE)
+iovecs = stack_space(32)
+query = stack_space(QUERY_SIZE)
+usage = stack_space(RUSAGE_SIZE)
 
 
 @compiled

@@ -17,12 +17,20 @@ from kvmfs.jit.cpu import block as code
 from kvmfs.jit.cpu import optable
 from kvmfs.jit.layout import Layout
 from kvmfs.jit.mmu import layout as mmu
-from kvmfs.kvm import client_memory, coalesced_ring, dirty_pages, enter
+from kvmfs.kvm import client_memory, coalesced_ring, dirty_pages, enter, fault_log
 from kvmfs.kvm.block import Block
+from kvmfs.kvm.inject import access
 from kvmfs.kvm.tsc import measure_khz
 
 ARENA_SIZE: Final = 32 << 20
-GROUPS: Final = (enter.group, client_memory.group, dirty_pages.group, coalesced_ring.group)
+GROUPS: Final = (
+    enter.group,
+    client_memory.group,
+    dirty_pages.group,
+    coalesced_ring.group,
+    fault_log.group,
+    access.group,
+)
 
 
 class _Memory:
@@ -61,6 +69,7 @@ class Compiled:
             ("remove_zones", 4),
             ("ring_reserve", 2),
             ("ring_commit", 2),
+            ("log_reserve", 1),
         ):
             setattr(self, name, build.function(name, arity))
         self.rdtsc = build.function("host_tsc", 0)
@@ -83,6 +92,7 @@ class Compiled:
     remove_zones: Callable[[int, int, int, int], int]
     ring_reserve: Callable[[int, int], int]
     ring_commit: Callable[[int, int], int]
+    log_reserve: Callable[[int], int]
 
     def address(self, name: str) -> int:
         return int(ctypes.c_int64.from_address(self.table + 8 * self._slots[name]).value)
@@ -113,11 +123,12 @@ class Compiled:
             ctypes.c_uint64.from_address(cpu + at).value = value
 
     def prepare_vm(self, vm: int) -> None:
-        """Tell fault resolution how to reach the client."""
+        """Tell fault resolution how to reach the client, and where to log."""
         for at, name in (
             (mmu.FAULT_IN, "client_fault_in"),
             (mmu.REMOTE_READ, "client_read"),
             (mmu.REMOTE_WRITE, "client_write"),
+            (mmu.LOG, "log_access"),
         ):
             ctypes.c_uint64.from_address(vm + at).value = self.address(name)
 

@@ -57,7 +57,7 @@ from kvmfs.kvm.attend import (
 )
 from kvmfs.kvm.bus_error import on_bus_error, this_thread
 from kvmfs.kvm.client_watch import mappings_changed
-from kvmfs.kvm.counting import count_exit
+from kvmfs.kvm.counting import REQUESTED_WINDOW, count, count_exit
 from kvmfs.kvm.dirty_pages import RESERVE
 from kvmfs.kvm.exits import (
     AGAIN,
@@ -95,7 +95,8 @@ SPINS: Final = 64
 # Words of the blocks; numba wants them as plain globals
 RUN_PAGE, PHASE, RESULT, WANTED = Cpu.RUN, Cpu.PHASE, Cpu.RESULT, Cpu.WANTED
 HAS_RUN, LAPIC, MP_STATE, COMPLETION = Cpu.HAS_RUN, Cpu.LAPIC, Cpu.MP_STATE, Cpu.COMPLETION
-APIC_EVENTS, TRIPLE_FAULT, MMIO_DONE, EVENT_LOG = Cpu.APIC_EVENTS, Cpu.TRIPLE_FAULT, Cpu.MMIO_DONE, Cpu.EVENT_LOG
+APIC_EVENTS, TRIPLE_FAULT, MMIO_DONE = Cpu.APIC_EVENTS, Cpu.TRIPLE_FAULT, Cpu.MMIO_DONE
+EVENT_LOG, TO_LOG = Cpu.EVENT_LOG, Cpu.TO_LOG
 CLOCK_DUE, STEAL_DUE = Cpu.CLOCK_DUE, Cpu.STEAL_DUE
 RING, RING_MASK, RING_SOFT, RING_STOP = Cpu.RING, Cpu.RING_MASK, Cpu.RING_SOFT, Cpu.RING_STOP
 THREAD, BUS_ERROR = Cpu.THREAD, Cpu.BUS_ERROR
@@ -170,8 +171,8 @@ def finish(s):
     if load64(s + PHASE) < W.PHASE_ENDING:
         store64(s + PHASE, W.PHASE_ENDING)
     if load64(s + PHASE) == W.PHASE_ENDING:
-        if load64(s + EVENT_LOG) and load64(s + S.EXIT) == S.EXIT_MEMORY_FAULT and load64(s + RESULT) < 0:
-            store64(s + S.EXIT, S.EXIT_NONE)
+        if load64(s + EVENT_LOG) and load64(s + TO_LOG):
+            store64(s + TO_LOG, 0)
             return service(s, W.NEEDS_EVENT_LOG)
         store64(s + PHASE, W.PHASE_LOGGED)
     if load64(s + PHASE) == W.PHASE_LOGGED:
@@ -341,6 +342,7 @@ def go(s):
         return leave(s, EXIT_SHUTDOWN, 0)
     window = wants_window(s)
     if window and interruptible(s):
+        count(s, REQUESTED_WINDOW)
         return leave(s, EXIT_WINDOW, 0)
     window |= inject_interrupt(s)
     store64(s + S.IRQ_WINDOW, window)

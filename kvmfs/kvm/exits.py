@@ -22,8 +22,11 @@ from kvmfs.abi.vcpu import KVM_MP_STATE_HALTED
 from kvmfs.abi.vm import KVM_X86_QUIRK_OUT_7E_INC_RIP
 from kvmfs.jit import state as S
 from kvmfs.jit.build import compiled
-from kvmfs.jit.raw import load64, memcpy, memset, store8, store16, store32, store64
+from kvmfs.jit.mmu.layout import EHWPOISON
+from kvmfs.jit.mmu.resolve import note_now
+from kvmfs.jit.raw import load64, lshr, memcpy, memset, store8, store16, store32, store64
 from kvmfs.kvm import words as W
+from kvmfs.kvm.inspection import WENT_TO_MMIO
 from kvmfs.kvm.paravirt import group as paravirt
 from kvmfs.kvm.platform import (
     COMPLETE_PIO,
@@ -108,6 +111,9 @@ def report_pio(s):
 def report_mmio(s, gpa, size, data, write):
     """KVM_EXIT_MMIO."""
     run = load64(s + RUN_PAGE)
+    here = lshr(load64(s + S.XLAT_GPA) ^ gpa, 12) == 0
+    store64(s + S.XLAT_LINEAR, (load64(s + S.XLAT_LINEAR) & -4096) | (gpa & 4095) if here else S.NOT_LINEAR)
+    note_now(s, gpa, write, WENT_TO_MMIO)
     store32(run + EXIT_REASON, EXIT_MMIO)
     store64(run + MMIO_ADDR, gpa)
     store32(run + MMIO_LEN, size)
@@ -227,7 +233,8 @@ def convert(s, reason):
         store64(run + FAULT_SIZE, load64(s + S.FAULT_SIZE))
         return leave(s, EXIT_MEMORY_FAULT, -load64(s + S.FAULT_ERRNO))
     elif reason == S.EXIT_EFAULT:
-        store64(s + RESULT, -load64(s + S.FAULT_ERRNO))
+        poisoned = load64(s + S.FAULT_ERRNO) == EHWPOISON
+        store64(s + RESULT, service(s, W.NEEDS_POISON) if poisoned else -load64(s + S.FAULT_ERRNO))
     elif reason == S.EXIT_RDMSR:
         if read_apic_msr(s):
             return AGAIN

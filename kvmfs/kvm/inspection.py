@@ -44,27 +44,56 @@ class Header:
     TSC_KHZ = _at + _l.u64()  # of the host's counter, in which times are
     TSC = _at + _l.u64()  # when it showed this,
     CLOCK = _at + _l.u64()  # the real time was this, in ns
-    FAULT_COUNT = _at + _l.u64()  # memory faults that were ever reported; the last of them are in FAULTS
+    FAULT_COUNT = _at + _l.u64()  # records that were ever made; the last of them are in FAULTS
     COUNTERS = _at + _l.bytes(size_of(VM_STATS))  # the VM's own statistics (stat_table.py)
     assert _l.size <= PAGE
 
 
 class Fault:
-    """A record in FAULTS. COUNT is written last."""
+    """A record in FAULTS: what became of an access that left the fast path. COUNT is written last."""
 
     _l = Layout()
-    COUNT = _l.u64()  # faults up to and with this one
-    TSC = _l.u64()
-    VCPU = _l.u64()  # id
+    COUNT = _l.u64()  # records up to and with this one
+    START, END = _l.u64(), _l.u64()  # host TSC
+    VCPU = _l.u64()  # id; NOBODY: an ioctl of the VM's
+    LINEAR = _l.u64()  # NOT_LINEAR: the access was to a guest-physical address
     GPA = _l.u64()
-    BYTES = _l.u64()
-    FLAGS = _l.u64()  # KVM_MEMORY_EXIT_FLAG_*
+    ACCESS = _l.u64()  # kvmfs.jit.mmu.layout: READ, WRITE, FETCH, ATTRIBUTE_PRIVATE
+    SLOT = _l.u64()  # id + 1; 0: none
+    OUTCOME = _l.u64()  # OUTCOMES below, by position
     RIP = _l.u64()
-    SIZE = _l.size
+    RULE = _l.u64()  # what made it so was rule number this (kvmfs.kvm.inject), 0: no rule
+    ORDINAL = _l.u64()  # the rule's so-manieth match
+    DETAIL = _l.u64()  # of an ioctl that a rule is about: its number; 0 for fallocate
+    SIZE = 128
+    assert _l.size <= SIZE
 
+
+NOT_LINEAR: Final = (1 << 64) - 1
+NOBODY: Final = (1 << 64) - 1
+
+WENT_TO_MMIO: Final = mmu.OUTCOMES
+DELAYED: Final = mmu.OUTCOMES + 1
+IOCTL: Final = mmu.OUTCOMES + 2
+OUTCOMES: Final = {
+    mmu.HAD_PAGE: "page",
+    mmu.FAULT_DISAGREES: "memory fault: attribute",
+    mmu.FAULT_NO_SLOT: "memory fault: no slot",
+    mmu.FAULT_NO_GMEM: "memory fault: no guest_memfd",
+    mmu.FAULT_NO_PAGE: "EFAULT",
+    mmu.FAULT_INJECTED: "memory fault: injected",
+    mmu.FAULT_POISONED: "EHWPOISON",
+    mmu.GAVE_UP: "interrupted",
+    mmu.TO_DO_AGAIN: "again",
+    mmu.WENT_REMOTE: "copied",
+    WENT_TO_MMIO: "MMIO",
+    DELAYED: "delayed",
+    IOCTL: "ioctl",
+}
+MEMORY_FAULTS: Final = frozenset(code for code, name in OUTCOMES.items() if name.startswith("memory fault"))
 
 FAULTS: Final = 2 * PAGE
-FAULT_ROOM: Final = 1 << 14
+FAULT_ROOM: Final = 1 << 15
 """Records that are kept, the oldest overwritten first."""
 
 VCPUS: Final = FAULTS + FAULT_ROOM * Fault.SIZE
@@ -90,7 +119,8 @@ assert VCPUS % PAGE == 0
 assert mmu.VM_SIZE <= PAGE
 
 _OFFSETS: Final = [(name, value) for name, value in sorted(vars(state).items()) if isinstance(value, int)]
-LAYOUT: Final = zlib.crc32(repr((kvmfs.__version__, mmu.VM_SIZE, VCPU, VM_STATS, VCPU_STATS, _OFFSETS)).encode())
+_SIZES: Final = (mmu.VM_SIZE, VCPU, Fault.SIZE, FAULT_ROOM)
+LAYOUT: Final = zlib.crc32(repr((kvmfs.__version__, _SIZES, VM_STATS, VCPU_STATS, _OFFSETS)).encode())
 """Differs when any offset does."""
 
 
@@ -110,7 +140,7 @@ class Inspection:
         os.fchmod(self.fd, 0o400)
         self._map = _Mapped(self.fd, 0, SIZE)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SEALS)
-        self.vm = Block(2 * PAGE, self._map, VM_BLOCK)
+        self.vm = Block(VCPUS, self._map, VM_BLOCK)
         self._used = 0
         header = self.vm
         header[Header.MAGIC], header[Header.LAYOUT], header[Header.KIND] = MAGIC, LAYOUT, kind

@@ -81,5 +81,8 @@ class Native(Protocol):
     def ring_commit(self, ring: int, slot: int) -> int:
         """Let the reader see the record that begins in a slot."""
 
+    def log_reserve(self, vm: int) -> int:
+        """Take a record of the fault log (kvmfs.kvm.fault_log): its number, counted from 0."""
+
     def rdtsc(self) -> int:
         """The host's time stamp counter."""

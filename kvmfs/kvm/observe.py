@@ -1,4 +1,4 @@
-"""What KVM_RUN notes of its end for those who look on: counters, the fault log, a trace. Part of enter's group."""
+"""What KVM_RUN notes of its end for those who look on: counters, a trace. Part of enter's group."""
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from kvmfs.abi.layout import PAGE_SIZE, offset_of
 from kvmfs.abi.run import Run
 from kvmfs.jit import state as S
 from kvmfs.jit.build import compiled
+from kvmfs.jit.mmu.layout import EHWPOISON
 from kvmfs.jit.raw import (
     atomic_add,
     atomic_xchg,
@@ -21,16 +22,13 @@ from kvmfs.jit.raw import (
     store64,
 )
 from kvmfs.kvm import inspection, ring
-from kvmfs.kvm.inspection import Fault, Header, Seen
+from kvmfs.kvm.inspection import Seen
 from kvmfs.kvm.ring import Record, Ring
 from kvmfs.kvm.words import Cpu
 
 # numba wants plain globals
 RUN_PAGE, RESULT, ID = Cpu.RUN, Cpu.RESULT, Cpu.ID
 EXITED, TRACE, STARTED, NO_EXIT = Seen.EXITED, Seen.TRACE, Seen.STARTED, inspection.NO_EXIT
-FAULT_COUNT, FAULTS, FAULT_MASK = Header.FAULT_COUNT, inspection.FAULTS, inspection.FAULT_ROOM - 1
-FAULT_SIZE, F_COUNT, F_TSC, F_VCPU = Fault.SIZE, Fault.COUNT, Fault.TSC, Fault.VCPU
-F_GPA, F_BYTES, F_FLAGS, F_RIP = Fault.GPA, Fault.BYTES, Fault.FLAGS, Fault.RIP
 HEAD, TAIL, READER, LOST, TSC_KHZ, RECORDS = Ring.HEAD, Ring.TAIL, Ring.READER, Ring.LOST, Ring.TSC_KHZ, Ring.RECORDS
 SLOT, SLOTS, MASK, PATIENCE = ring.SLOT, ring.SLOTS, ring.MASK, ring.PATIENCE_KHZ
 R_COMMIT, R_KIND, R_LENGTH, R_START, R_END = Record.COMMIT, Record.KIND, Record.LENGTH, Record.START, Record.END
@@ -38,7 +36,7 @@ R_WHO, R_RESULT, R_CMD, R_ARG, R_RIP = Record.WHO, Record.RESULT, Record.CMD, Re
 R_INSTRUCTIONS, R_DETAILS, DETAILS_SIZE = Record.INSTRUCTIONS, Record.DETAILS, Record.DETAILS_SIZE
 R_PIO, PIO_SIZE, KIND_EXIT, DATA_SIZE = Record.PIO, Record.PIO_SIZE, ring.EXIT, SLOT - Record.DATA
 EXIT_REASON, DETAILS = offset_of(Run, "exit_reason"), offset_of(Run, "io.direction")
-MEMORY_FAULT, INTR, IO, PIO_PAGE = int(Exit.MEMORY_FAULT), int(Exit.INTR), int(Exit.IO), PAGE_SIZE
+INTR, IO, PIO_PAGE = int(Exit.INTR), int(Exit.IO), PAGE_SIZE
 EFAULT, EINTR = errno.EFAULT, errno.EINTR
 SPINS = 256
 
@@ -51,7 +49,7 @@ def exit_reason(s):
         return INTR
     # The page is the client's: a reason may be anything.
     reason = load32(load64(s + RUN_PAGE) + EXIT_REASON)
-    if (result != 0 and result != -EFAULT) or reason > NO_EXIT:
+    if (result != 0 and result != -EFAULT and result != -EHWPOISON) or reason > NO_EXIT:
         return NO_EXIT
     return reason
 
@@ -69,24 +67,8 @@ def note_end(s):
     reason = exit_reason(s)
     counter = s + EXITED + 8 * reason
     store64(counter, load64(counter) + 1)
-    if reason == MEMORY_FAULT:
-        log_fault(s)
     if load64(s + TRACE) != 0:
         trace_exit(s, reason)
-
-
-@compiled
-def log_fault(s):
-    vm = load64(s + S.VM)
-    count = atomic_add(vm + FAULT_COUNT, 1)
-    fault = vm + FAULTS + FAULT_SIZE * (count & FAULT_MASK)
-    store64(fault + F_TSC, rdtsc())
-    store64(fault + F_VCPU, load64(s + ID))
-    store64(fault + F_GPA, load64(s + S.FAULT_GPA))
-    store64(fault + F_BYTES, load64(s + S.FAULT_SIZE))
-    store64(fault + F_FLAGS, load64(s + S.FAULT_FLAGS))
-    store64(fault + F_RIP, load64(s + S.RIP))
-    atomic_xchg(fault + F_COUNT, count + 1)
 
 
 @compiled

@@ -12,6 +12,8 @@ from kvmfs.abi.layout import PAGE_SIZE
 from kvmfs.abi.memory import PreFaultMemory
 from kvmfs.jit import state as S
 from kvmfs.jit.mmu import layout as mmu
+from kvmfs.jit.mmu.layout import EHWPOISON
+from kvmfs.kvm import service
 from kvmfs.kvm.caller import Caller
 from kvmfs.kvm.dispatch import Table, fail, read_struct
 
@@ -23,7 +25,7 @@ table: Table[Vcpu] = Table(Fd.VCPU)
 WRAP: Final = 1 << 64
 
 
-def fault_in(vcpu: Vcpu, gpa: int) -> int:
+def fault_in(vcpu: Vcpu, caller: Caller, gpa: int) -> int:
     """Make one page present, as a read by the guest would: 0 or an errno."""
     if not vcpu.is_legal_gpa(gpa):
         return errno.ENOENT
@@ -34,6 +36,8 @@ def fault_in(vcpu: Vcpu, gpa: int) -> int:
         return 0  # present, or remote: then there is nothing to map
     if vcpu.state[S.EXIT] == S.EXIT_MEMORY_FAULT:
         _report(vcpu)
+    elif vcpu.state[S.FAULT_ERRNO] == EHWPOISON:
+        return -service.poisoned(vcpu, caller)
     return vcpu.state[S.FAULT_ERRNO]
 
 
@@ -49,18 +53,18 @@ def _report(vcpu: Vcpu) -> None:
 def pre_fault_memory(vcpu: Vcpu, caller: Caller, arg: int) -> None:
     """The range is written back with what is left of it, whatever the result."""
     what = read_struct(caller, arg, PreFaultMemory)
-    error = _walk(vcpu, what)
+    error = _walk(vcpu, caller, what)
     caller.write(arg, bytes(what))
     if error:
         fail(error)
 
 
-def _walk(vcpu: Vcpu, what: PreFaultMemory) -> int:
+def _walk(vcpu: Vcpu, caller: Caller, what: PreFaultMemory) -> int:
     if what.flags or what.gpa % PAGE_SIZE or what.size % PAGE_SIZE or not what.gpa < what.gpa + what.size < WRAP:
         return errno.EINVAL
     full, error = what.size, 0
     while what.size:
-        error = fault_in(vcpu, what.gpa)
+        error = fault_in(vcpu, caller, what.gpa)
         if error:
             break
         what.size -= PAGE_SIZE

@@ -27,6 +27,7 @@ PATIENCE_KHZ: Final = 1000
 EXIT: Final = 1
 IOCTL: Final = 2
 FALLOCATE: Final = 3
+INJECTION: Final = 4
 """KIND of a record."""
 
 
@@ -56,9 +57,9 @@ class Record:
     END = _l.u64()
     WHO = _l.u64()  # tid << 32 | vCPU id; 0xFFFFFFFF: the VM
     RESULT = _l.u64()  # signed
-    CMD = _l.u64()  # exit reason; ioctl number; mode of fallocate
-    ARG = _l.u64()
-    DATA = _l.size  # KIND EXIT: Exit below; IOCTL: packets (trace.py)
+    CMD = _l.u64()  # exit reason; ioctl number; mode of fallocate; outcome (kvmfs.kvm.inspection)
+    ARG = _l.u64()  # of an ioctl; gpa of an injection
+    DATA = _l.size  # EXIT: below; IOCTL: packets (tracer.py); INJECTION: rule, ordinal, linear address, access, RIP
 
     # Data of an exit
     RIP = DATA

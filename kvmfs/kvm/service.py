@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from kvmfs.abi.exits import Exit
 from kvmfs.abi.run import KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS
 from kvmfs.abi.vcpu import Sregs, VcpuEvents
+from kvmfs.jit import state as S
 from kvmfs.kvm import events, hypercalls, msr_access, regs
 from kvmfs.kvm import words as W
 from kvmfs.kvm.words import Cpu
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 EINVAL: Final = -22
 EFAULT: Final = -14
+EINTR: Final = -4
 
 
 def serve(vcpu: Vcpu, caller: Caller) -> int | None:
@@ -26,6 +29,8 @@ def serve(vcpu: Vcpu, caller: Caller) -> int | None:
     needs = vcpu.state[Cpu.NEEDS]
     if needs == W.NEEDS_ACCOUNTS:
         vcpu.vm.accounts.provide(caller)
+    elif needs == W.NEEDS_POISON:
+        poison(vcpu, caller)
     else:
         SERVICES[needs](vcpu)
     return None
@@ -83,9 +88,29 @@ def _repair(vcpu: Vcpu) -> None:
 
 
 def _event_log(vcpu: Vcpu) -> None:
-    fault = vcpu.run.memory_fault
-    vcpu.vm.log.write("memory_fault", vcpu=vcpu.id, gpa=fault.gpa, size=fault.size, flags=fault.flags)
+    """What is new in the fault log, whichever vCPU's it is."""
+    vcpu.vm.log_faults()
     vcpu.state[Cpu.PHASE] = W.PHASE_LOGGED
+
+
+def poison(vcpu: Vcpu, caller: Caller) -> None:
+    """kvm_handle_error_pfn: SIGBUS for the client's thread, whose KVM_RUN it interrupts."""
+    result = poisoned(vcpu, caller)
+    if result == EINTR:
+        vcpu.run.exit_reason = Exit.INTR
+    vcpu.end_run(result)
+
+
+def poisoned(vcpu: Vcpu, caller: Caller) -> int:
+    """The signal for FAULT_GPA, and the result of the ioctl that ran into it."""
+    address = vcpu.vm.memory.client_address(vcpu.state[S.FAULT_GPA])
+    if address is None:
+        return EFAULT  # no memory, nothing to be poisoned
+    try:
+        caller.poison(address)
+    except OSError:
+        return EFAULT
+    return EINTR
 
 
 def _clock(vcpu: Vcpu) -> None:

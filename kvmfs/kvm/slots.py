@@ -144,6 +144,14 @@ class Memory:
     def get(self, slot_id: int) -> MemorySlot | None:
         return self._by_id.get(slot_id)
 
+    def client_address(self, gpa: int) -> int | None:
+        """gfn_to_hva: where the client has the memory at `gpa`; None: nowhere."""
+        gfn = gpa // PAGE_SIZE
+        for slot in list(self):
+            if slot.base_gfn <= gfn < slot.end_gfn:
+                return slot.userspace_addr + (gfn - slot.base_gfn) * PAGE_SIZE
+        return None
+
     def overlaps(self, slot_id: int, start: int, end: int) -> bool:
         """Whether another slot has any of the gfns start to end - 1 (kvm_check_memslot_overlap)."""
         at = bisect.bisect_right(self._by_gfn, start, key=lambda slot: slot.end_gfn)

@@ -2,7 +2,7 @@
 
 Sources: KVM_GENERIC_VM_STATS and KVM_GENERIC_VCPU_STATS of include/linux/kvm_host.h, kvm_vm_stats_desc and
 kvm_vcpu_stats_desc of arch/x86/kvm/x86.c. The data block is one u64 after the other, in memory that compiled code
-counts in. What cannot happen here (nested guests, the shadow MMU, polling before a halt) stays 0.
+counts in. What cannot happen here stays 0 (docs/inspection.md).
 """
 
 from __future__ import annotations

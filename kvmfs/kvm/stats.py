@@ -17,6 +17,7 @@ from kvmfs.jit.mmu import layout as mmu
 from kvmfs.kvm.caller import Caller
 from kvmfs.kvm.dispatch import Table, fail
 from kvmfs.kvm.stat_table import VCPU_STAT, VCPU_STATS, VM_STAT, VM_STATS, Stat
+from kvmfs.kvm.words import Cpu
 
 if TYPE_CHECKING:
     from kvmfs.kvm.vcpu import Vcpu
@@ -87,6 +88,9 @@ def vcpu_data(vcpu: Vcpu) -> bytes:
         ("exits", S.EXITS),
         ("halt_exits", S.HALTS),
         ("irq_injections", S.IRQS_TAKEN),
+        ("nmi_injections", S.NMIS_TAKEN),
+        ("tlb_flush", S.TLB_FLUSHES),
+        ("blocking", Cpu.WAITING),
     ):
         counters[VCPU_STAT[name]] = state[at]
     return counters.read(0, counters.size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Sequence
 from typing import Final
 
 from kvmfs.abi import ioctls
@@ -28,7 +29,11 @@ from kvmfs.kvm.clock import Clock
 from kvmfs.kvm.coalesced import Coalesced
 from kvmfs.kvm.dirty import DirtyTracking
 from kvmfs.kvm.dispatch import Table, fail
-from kvmfs.kvm.eventlog import EventLog
+from kvmfs.kvm.eventlog import EventLog, FaultEvents
+from kvmfs.kvm.faults import note_ioctl
+from kvmfs.kvm.inject.ioctls import Fired
+from kvmfs.kvm.inject.memory import MemoryRules
+from kvmfs.kvm.inject.rules import Rule
 from kvmfs.kvm.inspection import Inspection, Seen
 from kvmfs.kvm.msr_filter import MsrFilter
 from kvmfs.kvm.native import Native
@@ -67,6 +72,7 @@ class Vm:
 
         self.inspection = Inspection(kind, native.host_khz, native.rdtsc())
         self.block = self.inspection.vm
+        self._fault_events = FaultEvents(self.log, self.block)
         self._vcpu_table = Block(8 * KVM_MAX_VCPUS)
         self.block[Words.VCPUS] = self._vcpu_table.address
         self.block[mmu.PRIVATE_MEMORY] = mmu.PRIVATE_BY_ATTRIBUTE if self.has_private_mem else mmu.PRIVATE_NEVER
@@ -75,6 +81,7 @@ class Vm:
         self.block[Words.MAPS_FD] = self.maps.fd + 1
         native.prepare_vm(self.block.address)
         self.publisher = Publisher(self.block, native)
+        self.rules = MemoryRules(self.block, native, self.publisher)
         self.memory = Memory(self)
         self.dirty = DirtyTracking(self)
         self.changes = ClientChanges(self)
@@ -144,6 +151,30 @@ class Vm:
             for vcpu in self.vcpus.values():
                 vcpu.state[Seen.STARTED], vcpu.state[Seen.TRACE] = 0, self.traced.address
             return tracer
+
+    def log_faults(self) -> None:
+        """Bring the event log up to date with the fault log."""
+        self._fault_events.write()
+
+    # Faults on purpose -----
+
+    def inject(self, rules: Sequence[tuple[int, Rule]]) -> None:
+        """More rules, those about memory accesses; vCPUs obey them when this returns."""
+        with self.slots_lock:
+            self.rules.add(rules)
+
+    def stop_injecting(self) -> None:
+        with self.slots_lock:
+            self.rules.clear()
+
+    def injected(self) -> dict[int, tuple[int, int]]:
+        """Matches and fires by a rule's number."""
+        return self.rules.counts()
+
+    def note_injection(self, fired: Fired) -> None:
+        """Log what befell an ioctl."""
+        note_ioctl(self.block, self.native, fired)
+        self.log_faults()
 
     # The node -----
 

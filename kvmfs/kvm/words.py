@@ -33,7 +33,8 @@ class Cpu:
     TRIPLE_FAULT = _at + _l.u64()  # KVM_REQ_TRIPLE_FAULT
     HLT_IN_GUEST = _at + _l.u64()  # HLT waits here even if the client would do so (KVM_X86_DISABLE_EXITS_HLT)
     MMIO_DONE = _at + _l.u64()  # fragments of the MMIO write queue that have been reported
-    EVENT_LOG = _at + _l.u64()  # 1: memory faults are to be logged
+    EVENT_LOG = _at + _l.u64()  # 1: somebody reads the event log
+    TO_LOG = _at + _l.u64()  # there is something for it
     CLOCK_DUE = _at + _l.u64()  # the guest's kvmclock page is to be written
     RING = _at + _l.u64()  # address of the dirty ring's entries, 0: none
     RING_MASK = _at + _l.u64()  # their number, a power of two, less one
@@ -58,6 +59,7 @@ class Cpu:
     CALLER_ACCOUNT = _at + _l.u64()  # address of an account (accounts.py), of CALLER if it says so; 0: none
     CALLER_DELAY = _at + _l.u64()  # how long that thread had waited then, ns
     BUS_ERROR = _at + _l.u64()  # an address of ours where memory of the client was gone (bus_error.py), 0: none
+    RULE, ORDINAL = _at + _l.u64(), _at + _l.u64()  # what befalls the access is this rule's doing; 0: no rule's
     assert _l.size <= 512
 
 
@@ -78,6 +80,7 @@ class Vm:
     COALESCED = _at + _l.u64()  # address of the zones of coalesced MMIO (coalesced_ring.Zones)
     BOARD = _at + _l.u64()  # address of irqchip.words.Board
     ACCOUNTS = _at + _l.u64()  # address of accounts.Table
+    RULES = _at + _l.u64()  # address of what is to befall memory accesses (inject.access.Table), with mmu.INJECT set
     assert _l.size <= 256
 
 
@@ -98,12 +101,13 @@ NEEDS_SYNC_OUT: Final = 2  # kvm_valid_regs
 NEEDS_RDMSR: Final = 3  # EXIT_ARGS: index
 NEEDS_WRMSR: Final = 4  # EXIT_ARGS: index, value
 NEEDS_HYPERCALL: Final = 5
-NEEDS_EVENT_LOG: Final = 6  # a memory fault is about to be reported
+NEEDS_EVENT_LOG: Final = 6  # TO_LOG
 NEEDS_APIC_EVENTS: Final = 7
 NEEDS_CLOCK: Final = 8
 NEEDS_NEW_MAPPINGS: Final = 9  # the client has mapped something else where a memslot's memory was
 NEEDS_REPAIR: Final = 10  # BUS_ERROR
 NEEDS_ACCOUNTS: Final = 11  # of the threads in KVM_RUN
+NEEDS_POISON: Final = 12  # FAULT_GPA is poisoned: the client's thread gets SIGBUS
 
 # COMPLETION
 COMPLETE_NONE: Final = 0

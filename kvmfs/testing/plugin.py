@@ -8,6 +8,9 @@
     @pytest.mark.kvmfs_fail("KVM_CREATE_VCPU=ENOMEM@2")
     def test_second_vcpu_cannot_be_had(kvmfs_run): ...
 
+    @pytest.mark.kvmfs_inject("memory-fault:gpa=0x402000,times=2")
+    def test_faults_for_nothing(kvmfs_run): ...
+
     def test_same_as_ever(kvmfs_run, kvmfs_golden):
         kvmfs_golden(kvmfs_run("./my-vmm"))          # pytest --kvmfs-update records
 
@@ -44,6 +47,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "kvmfs_fail(*rules): ioctls that fail under kvmfs_run, each NAME=ERRNO[@N[+]] (kvmfs run --help)"
     )
+    config.addinivalue_line(
+        "markers",
+        "kvmfs_inject(*rules): memory accesses and ioctls that go wrong under kvmfs_run, each a line such as"
+        " memory-fault:gpa=0x402000,times=2 or the name of a TOML file beside the test (docs/fault-injection.md)",
+    )
 
 
 @pytest.fixture
@@ -54,14 +62,9 @@ def kvmfs_run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., R
     `env` is added to the environment; `options` are more ones of `kvmfs trace`. TimeoutExpired; and the test fails if
     there can be no device here, with the reason.
     """
-    from kvmfs.kvm.failures import Failures
     from kvmfs.testing.result import Result
 
-    rules = [rule for mark in request.node.iter_markers("kvmfs_fail") for rule in mark.args]
-    try:
-        Failures(rules)
-    except ValueError as error:
-        pytest.fail(f"kvmfs_fail: {error}", pytrace=False)
+    rules = [*_rules(request, "kvmfs_fail", "--fail"), *_rules(request, "kvmfs_inject", "--inject")]
 
     def run(
         *argv: str | os.PathLike[str],
@@ -77,10 +80,9 @@ def kvmfs_run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., R
         number = 0
         while (trace := tmp_path / f"kvmfs-{number}.json").exists():
             number += 1
-        failures = [word for rule in rules for word in ("--fail", rule)]
         started = time.monotonic()
         done = subprocess.run(
-            [*_KVMFS, "trace", "--json", "-o", str(trace), *failures, *options, "--", *words],
+            [*_KVMFS, "trace", "--json", "-o", str(trace), *rules, *options, "--", *words],
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -97,6 +99,20 @@ def kvmfs_run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., R
         return Result(words, done.returncode, done.stdout, done.stderr, seconds, events)
 
     return run
+
+
+def _rules(request: pytest.FixtureRequest, mark: str, option: str) -> list[str]:
+    """Command line options for the rules of a test's marks."""
+    from kvmfs.kvm.inject.rules import load_all
+
+    # The mark that is nearest to the test comes first; rules are tried in the order in which they were written.
+    words = [word for found in reversed(list(request.node.iter_markers(mark))) for word in found.args]
+    words = [str(request.path.parent / word) if word.endswith(".toml") else word for word in words]
+    try:
+        load_all(words)
+    except (ValueError, OSError) as error:
+        pytest.fail(f"{mark}: {error}", pytrace=False)
+    return [option_or_word for word in words for option_or_word in (option, word)]
 
 
 @pytest.fixture

@@ -32,6 +32,11 @@ class Result:
         """The details of each KVM_EXIT_MEMORY_FAULT: gpa, size, flags."""
         return [event["details"] for event in self.exits if event["name"] == "KVM_EXIT_MEMORY_FAULT"]
 
+    @property
+    def injections(self) -> list[Event]:
+        """What rules about memory accesses did (kvmfs_inject): name, rule, ordinal, vcpu, gva, gpa, access, private."""
+        return [event for event in self.trace if event["kind"] == "injection"]
+
     def ioctls(self, name: str | None = None) -> list[Event]:
         """Those with this name, such as "KVM_SET_MEMORY_ATTRIBUTES"; KVM_RUN is in `exits`."""
         return [event for event in self.trace if event["kind"] == "ioctl" and name in (None, event["name"])]

@@ -89,6 +89,13 @@ class FuseCaller:
         """Turn the anonymous private memory there into a shared memfd, which is returned; the caller's to close."""
         return self._call("adopt", tid=self.tid, unique=self._unique, address=address, length=length)[1][0]
 
+    def poison(self, address: int) -> None:
+        """SIGBUS for the calling thread, as for poisoned memory at `address`; its ioctl has to end with EINTR.
+
+        OSError, and then nothing happened: EBUSY when another debugger has the thread.
+        """
+        self._call("poison", tid=self.tid, unique=self._unique, address=address)
+
     def _getfd(self, number: int) -> tuple[channel.Message, list[int]]:
         if not 0 <= number < 1 << 31:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))

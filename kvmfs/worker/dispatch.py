@@ -12,14 +12,13 @@ import queue
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from kvmfs.abi.ioctls import KVM_RUN
 from kvmfs.kvm.block import Block
 from kvmfs.kvm.caller import Caller, Node
-from kvmfs.kvm.failures import Failures
 from kvmfs.kvm.tracer import Tracer
 from kvmfs.wire import reply, request
 from kvmfs.wire.connection import Connection
@@ -29,6 +28,7 @@ from kvmfs.worker import block
 from kvmfs.worker.block import Reader, Seat
 from kvmfs.worker.broker_link import BrokerLink
 from kvmfs.worker.caller import FuseCaller
+from kvmfs.worker.injecting import Injecting
 from kvmfs.worker.nodes import Entry, Nodes, Runnable
 from kvmfs.worker.readers import Native, Pool, ReaderThread
 
@@ -58,6 +58,8 @@ class Vcpu:
     node: Any  # a Node and Runnable
     seat: Block
     waiting: queue.SimpleQueue[Parked] = field(default_factory=queue.SimpleQueue)
+    held: int = 0
+    """The thread in whose KVM_RUN it is, borrowed by the broker: only to be interrupted by a signal (EINTR)."""
 
 
 class Server:
@@ -71,11 +73,11 @@ class Server:
         *,
         client: int,
         vm: Node,
-        failures: Iterable[str] = (),
+        injecting: Injecting | None = None,
     ) -> None:
-        """`client`: its tgid. `vm`: the node that the broker is going to open first. `failures`: rules."""
+        """`client`: its tgid. `vm`: the node that the broker is going to open first."""
         assert connection.negotiated
-        self._failures = Failures(failures)
+        self.injecting = injecting or Injecting(vm)
         self.client = client
         self.broker = broker
         self._connection = connection
@@ -188,9 +190,15 @@ class Server:
     def _serve_vcpu(self, reader: ReaderThread, vcpu: Vcpu) -> int:
         caller = FuseCaller(self, reader.block[Reader.TID], reader.block[Reader.UNIQUE], borrowable=False)
         result = self._result(lambda: vcpu.node.service(caller))
-        if result is None:
-            return self._native.enter(reader.address)
-        return self._native.finish_run(reader.address, result)
+        if caller.held:
+            vcpu.seat[Seat.RUNNING] = 0  # the broker has the thread, and answers
+            vcpu.held = caller.tid
+        native, at = self._native, reader.address
+        why = native.enter(at) if result is None else native.finish_run(at, result)
+        if vcpu.held and why != block.SERVE_VCPU:
+            held, vcpu.held = vcpu.held, 0
+            self.broker.tell("finish", tid=held, result=-errno.EINTR)
+        return why
 
     def _take_over(self, reader: ReaderThread, vcpu: Vcpu) -> int:
         """The mutex is ours for a request that waits for it, or that is about to be put there."""
@@ -230,7 +238,7 @@ class Server:
 
     def _do(self, node: Any, caller: FuseCaller, message: request.Ioctl) -> Any:
         def work(caller: Caller) -> int:
-            self._failures.ioctl(message.cmd)
+            self.injecting.before_ioctl(message.cmd, node)
             result: int = node.ioctl(caller, message.cmd, message.arg)
             return result
 
@@ -353,7 +361,7 @@ class Server:
                 where = (message.mode, message.offset, message.length)
 
                 def work() -> None:
-                    self._failures.fallocate()
+                    self.injecting.before_fallocate()
                     file.fallocate(caller, *where)
 
                 if self.trace:

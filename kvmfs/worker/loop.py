@@ -356,7 +356,8 @@ def finish_run(reader: int, result: int) -> int:
     unlock(seat)
     # The mutex is given back first: the client may use the vCPU at once.
     awaited = give(seat)
-    answer_ioctl(reader, unique, result)
+    if unique != 0:  # else the broker answers
+        answer_ioctl(reader, unique, result)
     store64(reader + READER_UNIQUE, 0)
     if awaited:
         return HANDOVER

@@ -10,6 +10,7 @@ import select
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from typing import Final, Protocol, runtime_checkable
 
 from kvmfs.kvm.caller import Node
@@ -21,6 +22,7 @@ from kvmfs.worker import channel
 from kvmfs.worker.broker_link import BrokerLink
 from kvmfs.worker.dispatch import Server
 from kvmfs.worker.harden import harden
+from kvmfs.worker.injecting import Injecting
 from kvmfs.worker.readers import Native
 from kvmfs.worker.seccomp import PR_SET_NAME
 
@@ -67,7 +69,7 @@ def run(
 
     empty: a descriptor of an empty directory.
     settings: kind, the argument of KVM_CREATE_VM; client (tgid), uid, gid; passthrough, whether to try it; reads,
-    whether clients can read files of ours; failures, rules of kvmfs.kvm.failures.
+    whether clients can read files of ours; rules, messages of kvmfs.kvm.inject.rules.
     """
     assert _native
     faulthandler.enable()
@@ -86,7 +88,9 @@ def run(
         broker.tell("failed", errno=error.errno, what=str(error))
         return 0
     harden(client, settings["uid"], settings["gid"], empty)
-    server = Server(connection, broker, _native, client=client, vm=vm, failures=settings.get("failures", ()))
+    server = Server(
+        connection, broker, _native, client=client, vm=vm, injecting=Injecting(vm, settings.get("rules", ()))
+    )
     server.start()
     threading.Thread(target=_end_with, args=(client_pidfd,), name="client", daemon=True).start()
     shown: Inspected | None = vm if isinstance(vm, Inspected) else None
@@ -102,8 +106,12 @@ def run(
                 server.release()
             case "device":
                 server.device.put(message["device"])
+            case "inspect" if message["what"] == "rules":
+                return _report(server.injecting.report)
             case "inspect" if shown:
-                return _inspect(shown, message["what"])
+                return _report(lambda: shown.inspect(message["what"]))
+            case "inject":
+                return _inject(server.injecting, message)
             case "trace" if shown:
                 server.trace = shown.trace(fds[0] if fds else None)
                 return {}, []
@@ -117,9 +125,19 @@ def run(
     return 0
 
 
-def _inspect(vm: Inspected, what: str) -> tuple[channel.Message, list[int]]:
+def _inject(injecting: Injecting, message: channel.Message) -> tuple[channel.Message, list[int]]:
     try:
-        report = json.dumps(vm.inspect(what)).encode()
+        if message.get("clear"):
+            injecting.clear()
+        injecting.add(message["rules"])
+    except (KeyError, ValueError):
+        return {"errno": errno.EINVAL}, []
+    return {}, []
+
+
+def _report(make: Callable[[], object]) -> tuple[channel.Message, list[int]]:
+    try:
+        report = json.dumps(make()).encode()
     except OSError as error:
         return {"errno": error.errno}, []
     fd = os.memfd_create("kvmfs-report", os.MFD_CLOEXEC)

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from rich.console import Console
@@ -21,7 +21,7 @@ from rich.table import Table
 HERE = Path(__file__).resolve().parent
 
 
-def kvmfs(*words: str | Path) -> list[str]:
+def kvmfs(*words: object) -> list[str]:
     return [sys.executable, "-m", "kvmfs", *map(str, words)]
 
 
@@ -123,7 +123,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
-        client, floor = compile_c("client", work), compile_c("floor", work)
+        client, floor, demand = (compile_c(name, work) for name in ("client", "floor", "demand"))
 
         def measured(*words: str) -> Callable[[], float]:
             return lambda: number(*kvmfs("run", "--", client, *words))
@@ -136,6 +136,11 @@ def main() -> None:
         row("KVM_CREATE_VM and KVM_CREATE_VCPU", "us", "20,000 us or less", measured("create"))
         row("fault resolution, 512 slots, 10,000 attribute ranges", "M/s", "10 M/s or more", resolutions)
         row("first touch of an adopted page", "ns", "5,000 ns or less", measured("touch"))
+        for kind in ("anonymous", "memfd", "hugetlb"):
+            for vcpus in (1, 2):
+                what = f"pages touched first, {kind}, {vcpus} vCPU{'s' if vcpus > 1 else ''}, each"
+                measure = partial(number, *kvmfs("run", "--", demand, kind, vcpus))
+                row(what, "a second", "", measure)
         row("KVM_SET_MEMORY_ATTRIBUTES over 1 TiB", "us", "1,000 us or less", measured("attributes"))
         row("2 MiB private to shared and back, end to end", "us", "1,000 us or less", measured("conversion"))
         row("slot update with 32,000 slots", "us", "100 us or less", measured("slots"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -57,7 +58,17 @@ def read(path: Path) -> str:
 def test_a_vms_files_tell_what_it_does(tree: Path, client: Client) -> None:
     folder = tree / client.vm.name
     names = {path.name for path in folder.iterdir()}
-    assert {"exits", "io_exits", "slots", "attributes", "guest_memfd", "faults", "client", "vcpu0"} <= names
+    assert {
+        "exits",
+        "io_exits",
+        "slots",
+        "attributes",
+        "guest_memfd",
+        "faults",
+        "injection",
+        "client",
+        "vcpu0",
+    } <= names
     before = int(read(folder / "io_exits"))
     client.tell("out")
     after = read(folder / "io_exits")
@@ -78,11 +89,16 @@ def test_the_fault_log_can_be_followed(tree: Path, own: Client) -> None:
         try:
             own.tell("fault")
             assert tail.stdout
-            line = tail.stdout.readline()
+            lines = []
+            while not lines or "memory fault" not in lines[-1]:
+                lines.append(tail.stdout.readline())
         finally:
             tail.kill()
-    assert "gpa 0x200000 size 0x1000 flags 0x8 private rip 0x1100" in line
-    assert faults.stat().st_size == len(faults.read_bytes()) == len(line)
+    assert "gva 0x200000 gpa 0x200000 private write slot - memory fault: no slot ns " in lines[-1]
+    assert faults.stat().st_size == len(faults.read_bytes()) == sum(map(len, lines))
+    records = [json.loads(line) for line in (tree / own.vm.name / "faults.json").read_text().splitlines()]
+    assert [record["number"] for record in records] == list(range(1, len(lines) + 1))
+    assert (records[-1]["outcome"], records[-1]["gpa"]) == ("memory fault: no slot", 0x200000)
     assert "0x200000 0x400000 0x8 private" in (tree / own.vm.name / "attributes").read_text()
 
 

@@ -30,6 +30,7 @@ _I64 = ctypes.c_int64
 FAULT_IN = ctypes.CFUNCTYPE(_I64, _I64, _I64, _I64, _I64)
 REMOTE = ctypes.CFUNCTYPE(_I64, _I64, _I64, _I64, _I64)
 LOG = ctypes.CFUNCTYPE(_I64, _I64, _I64, _I64, _I64)
+INJECT = ctypes.CFUNCTYPE(_I64, _I64, _I64, _I64)
 
 
 @functools.cache
@@ -84,11 +85,10 @@ class Machine:
         self.hook: Callable[[], None] | None = None
         self.client_error = EFAULT
         self.pages_had = 1  # at most, when pages are wanted ahead
-        self.faults: list[tuple[int, int, int]] = []
+        self.log: list[tuple[int, int, int, int, int]] = []
+        """gpa, access, outcome, slot, linear address."""
         self._functions = (FAULT_IN(self._fault_in), REMOTE(self._read), REMOTE(self._write), LOG(self._log))
-        for field, callback in zip(
-            (M.FAULT_IN, M.REMOTE_READ, M.REMOTE_WRITE, M.LOG_FAULT), self._functions, strict=True
-        ):
+        for field, callback in zip((M.FAULT_IN, M.REMOTE_READ, M.REMOTE_WRITE, M.LOG), self._functions, strict=True):
             self.vm[field] = ctypes.cast(callback, ctypes.c_void_p).value or 0
         self.vm[M.PRIVATE_MEMORY] = RULES[self.memory.rule]
         self.vm[M.PRIVATE_BIT] = self.memory.bit
@@ -186,10 +186,20 @@ class Machine:
         ctypes.memmove(self.shared[number].address + offset, buffer, size)
         return 0
 
-    def _log(self, vcpu: int, gpa: int, write: int, reason: int) -> int:
-        assert self.vcpu[S.MODE] == 0
-        self.faults.append((gpa, write, reason))
+    def _log(self, vcpu: int, gpa: int, access: int, outcome: int) -> int:
+        assert self.vcpu[S.MODE] == 1
+        self.log.append((gpa, access, outcome, self.vcpu[S.LOG_SLOT] - 1, self.vcpu[S.XLAT_LINEAR]))
         return 0
+
+    @property
+    def faults(self) -> list[tuple[int, int, int]]:
+        """What of the log is no success: gpa, access, outcome."""
+        return [entry[:3] for entry in self.log if entry[2] not in (M.HAD_PAGE, M.WENT_REMOTE)]
+
+    def inject(self, decide: Callable[[int, int], int] | None) -> None:
+        """Have accesses (gpa, access) decided upon by INJECT_*."""
+        self._inject = INJECT(lambda vcpu, gpa, access: decide(gpa, access)) if decide else None
+        self.vm[M.INJECT] = ctypes.cast(self._inject, ctypes.c_void_p).value or 0 if self._inject else 0
 
     # Outcomes
 

@@ -46,13 +46,13 @@ def test_private_memory_is_the_guest_memfd_page_and_asks_nothing_of_the_client()
 def test_private_without_slot_is_a_memory_fault(write: bool) -> None:
     machine = Machine(memory(attributes={0x50: PRIVATE}))
     assert machine.resolve(0x50678, write) == ("memory_fault", 0x50000, PRIVATE)
-    assert machine.faults == [(0x50678, int(write), M.FAULT_NO_SLOT)]
+    assert machine.faults == [(0x50678, int(write) | PRIVATE, M.FAULT_NO_SLOT)]
 
 
 def test_private_in_a_slot_without_guest_memfd_is_a_memory_fault() -> None:
     machine = Machine(memory(attributes={0x21: PRIVATE}))
     assert machine.resolve(0x21FFF) == ("memory_fault", 0x21000, PRIVATE)
-    assert machine.faults == [(0x21FFF, 0, M.FAULT_NO_GMEM)]
+    assert machine.faults == [(0x21FFF, PRIVATE, M.FAULT_NO_GMEM)]
 
 
 def test_attributes_mean_nothing_to_a_vm_without_private_memory() -> None:

@@ -218,7 +218,7 @@ def test_walk_through_a_private_table_and_a_fault_in_it() -> None:
     machine.set_cpu(naive.Cpu(cr3=0x1000))
     machine.private[0][0x1000] = 0x5007  # a table that is private, in a slot without guest_memfd
     assert machine.translate(0x123) == ("memory_fault", 0x5000, naive.PRIVATE)
-    assert machine.faults == [(0x5000, 0, M.FAULT_NO_GMEM)]
+    assert machine.faults == [(0x5000, naive.PRIVATE, M.FAULT_NO_GMEM)]
 
 
 def test_table_without_memory_is_not_present() -> None:

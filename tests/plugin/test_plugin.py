@@ -50,6 +50,36 @@ def test_status_input_environment(kvmfs_run):
     done.assert_outcomes(passed=2)
 
 
+def test_marks_make_memory_go_wrong(run: Run, pytester: pytest.Pytester) -> None:
+    pytester.makefile(".toml", slow='[[rule]]\ndo = "delay"\nfor = "1ms"\naccess = "fetch"\n')
+    done = run(
+        """
+@pytest.mark.kvmfs_inject("slow.toml", "efault:access=fetch,after=1", "KVM_CREATE_VCPU=ENOMEM@9")
+def test(kvmfs_run):
+    result = kvmfs_run(*VMM)
+    assert result.status == 1
+    assert [(event["rule"], event["name"]) for event in result.injections] == [(1, "delayed"), (2, "EFAULT")]
+    assert result.injections[0]["d"] > 1000
+    assert result.exits[-1]["errno"] == "EFAULT"
+"""
+    )
+    done.assert_outcomes(passed=1)
+
+
+def test_a_mark_that_is_wrong_fails_its_test(run: Run) -> None:
+    done = run(
+        """
+@pytest.mark.kvmfs_inject("efault:gap=1")
+def test_key(kvmfs_run): ...
+
+@pytest.mark.kvmfs_inject("none.toml")
+def test_file(kvmfs_run): ...
+"""
+    )
+    done.assert_outcomes(errors=2)
+    done.stdout.fnmatch_lines(["*kvmfs_inject: efault:gap=1: 'gap' is no key of efault*", "*kvmfs_inject: *none.toml*"])
+
+
 def test_marks_make_ioctls_fail(run: Run) -> None:
     done = run(
         """

@@ -8,7 +8,6 @@ import pytest
 
 from kvmfs.inspect.trace import golden
 from kvmfs.inspect.trace.decode import Event
-from kvmfs.kvm.failures import Failures, Rule
 
 
 def exit_event(port: int = 0x10, *, vm: str = "7-4", vcpu: int = 0, t: float = 1.0, **more: Any) -> Event:
@@ -57,25 +56,3 @@ def test_a_trace_that_ends_early_differs() -> None:
 def test_what_is_no_trace_is_refused() -> None:
     with pytest.raises(ValueError, match="line 1"):
         golden.load(["{}"])
-
-
-@pytest.mark.parametrize(
-    ("rule", "failing"),
-    [("KVM_NMI=EIO", [1]), ("KVM_NMI=EIO@3", [3]), ("KVM_NMI=EIO@2+", [2, 3, 4])],
-)
-def test_which_calls_fail(rule: str, failing: list[int]) -> None:
-    failures = Failures([rule])
-    failed = []
-    for call in range(1, 5):
-        try:
-            failures.ioctl(0xAE9A)
-        except OSError:
-            failed.append(call)
-        failures.ioctl(0xAE81)  # another one
-    assert failed == failing
-
-
-@pytest.mark.parametrize("text", ["KVM_RUN=EIO", "KVM_NMI", "KVM_NMI=E", "KVM_NMI=EIO@0", "NMI=EIO", "KVM_NMI=EIO@-1"])
-def test_what_is_no_rule(text: str) -> None:
-    with pytest.raises(ValueError, match=r"."):
-        Rule.parse(text)

@@ -4,11 +4,11 @@ An event is a plain dictionary, as it is written to files, a JSON object a line:
 
     t         seconds since 1970, when it began        d        how long it took, in µs
     vm        PID-FD, "kvm" for /dev/kvm               tid      the calling thread; exits have none
-    vcpu      its id, if it is one's                   kind     "ioctl", "exit", "fallocate"
+    vcpu      its id, if it is one's                   kind     "ioctl", "exit", "fallocate", "injection"
     name      KVM_SET_REGS, KVM_EXIT_IO, PUNCH_HOLE    result   what the call returned; or
     arg       the ioctl's argument as a word           errno    its name, when it failed
     in, out   the argument's fields before and after   details  an exit's fields
-    rip, instructions   of the vCPU, at an exit
+    rip, instructions   of the vCPU, at an exit        rule, ordinal, gva, gpa, access, private   of an injection
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from kvmfs.abi.ioctls import Argument, Fd, Ioctl, lookup
 from kvmfs.abi.layout import Struct, Union, fields
 from kvmfs.abi.run import KVM_EXIT_IO_OUT, ExitUnion
 from kvmfs.inspect.trace.records import Raw
+from kvmfs.jit.mmu.layout import ATTRIBUTE_PRIVATE, EHWPOISON
 from kvmfs.kvm import ring
 from kvmfs.kvm.fallocate import FALLOC_FL_PUNCH_HOLE
-from kvmfs.kvm.inspection import NO_EXIT
+from kvmfs.kvm.faults import ACCESSES
+from kvmfs.kvm.inspection import NO_EXIT, NOT_LINEAR, OUTCOMES
 from kvmfs.kvm.ring import SLOT, Record
 from kvmfs.kvm.tracer import PACKET
 
@@ -51,6 +53,7 @@ EXIT_MEMBER: Final[dict[int, str]] = {
 """Which member of struct kvm_run's union tells about an exit; the others say nothing more."""
 
 _MOST_ELEMENTS: Final = 512
+_ERRNO: Final = {**errno.errorcode, EHWPOISON: "EHWPOISON"}
 
 
 def event(raw: Raw, vm: str) -> Event:
@@ -66,10 +69,12 @@ def event(raw: Raw, vm: str) -> Event:
         offset, length = struct.unpack_from("<QQ", raw.data)
         name = "PUNCH_HOLE" if raw.cmd & FALLOC_FL_PUNCH_HOLE else "ALLOCATE"
         result |= {"kind": "fallocate", "name": name, "in": {"mode": raw.cmd, "offset": offset, "len": length}}
+    elif raw.kind == ring.INJECTION:
+        result |= _injection(raw)
     else:
         result |= _ioctl(raw)
     if raw.result < 0:
-        result["errno"] = errno.errorcode.get(-raw.result, str(-raw.result))
+        result["errno"] = _ERRNO.get(-raw.result, str(-raw.result))
     else:
         result["result"] = raw.result
     return result
@@ -121,6 +126,24 @@ def _internal(details: dict[str, Any]) -> dict[str, Any]:
 
 def exit_name(reason: int) -> str:
     return Exit(reason).name if reason in Exit.__members__.values() else str(reason)
+
+
+# Faults on purpose ----------------------------------------------------------------------------------------------------
+
+
+def _injection(raw: Raw) -> Event:
+    rule, ordinal, gva, access, rip = struct.unpack_from("<5Q", raw.data)
+    return {
+        "kind": "injection",
+        "name": OUTCOMES.get(raw.cmd, str(raw.cmd)),
+        "rule": rule,
+        "ordinal": ordinal,
+        **({} if gva == NOT_LINEAR else {"gva": gva}),
+        "gpa": raw.arg,
+        "access": ACCESSES[min(access & 3, 2)],
+        "private": bool(access & ATTRIBUTE_PRIVATE),
+        "rip": rip,
+    }
 
 
 # Ioctls ---------------------------------------------------------------------------------------------------------------

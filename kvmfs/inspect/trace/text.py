@@ -25,6 +25,12 @@ def line(event: Event, start: float, *, full: bool = False) -> str:
     if event["kind"] == "exit":
         details = f" {_value(event['details'], '', full)}" if "details" in event else ""
         return f"{head} KVM_RUN() = {outcome} {took} {event['name']}{details} rip={event['rip']:#x}"
+    if event["kind"] == "injection":
+        kind = "private" if event["private"] else "shared"
+        return (
+            f"{head} injected {event['name']} {took} gpa={event['gpa']:#x} {kind} {event['access']} "
+            f"rip={event['rip']:#x} (rule {event['rule']}, match {event['ordinal']})"
+        )
     arguments = [_value(event[key], "", full) for key in ("in", "arg") if key in event]
     if "out" in event:
         arguments.append(f"=> {_value(event['out'], '', full)}")

@@ -118,7 +118,7 @@ class Machine:
         client: ThisProcess | None = None,
     ) -> None:
         self.client = client or ThisProcess()
-        self.vm = create_vm(kind=kind, client=os.getpid(), passthrough=True)
+        self.vm = create_vm(kind=kind, client=os.getpid(), passthrough=True, reads=True)
         if ring:
             self.call(self.vm, ioctls.KVM_ENABLE_CAP, EnableCap(cap=Cap.DIRTY_LOG_RING_ACQ_REL, args=(ring,)))
         if irqchip:

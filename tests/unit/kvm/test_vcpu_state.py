@@ -119,13 +119,13 @@ def test_synchronized_registers(vcpu: Vcpu) -> None:
     run.s.regs.regs.rip = 0x4000
     run.kvm_dirty_regs = 1
     state[Cpu.NEEDS] = W.NEEDS_SYNC_IN
-    assert service.serve(vcpu) is None
+    assert service.serve(vcpu, FakeClient()) is None
     assert (state[S.RBX], run.kvm_dirty_regs, state[Cpu.PHASE]) == (0xBEEF, 0, W.PHASE_SYNCED)
 
     run.kvm_valid_regs = 7
     run.s.regs.regs.rbx = 0
     state[Cpu.NEEDS] = W.NEEDS_SYNC_OUT
-    service.serve(vcpu)
+    service.serve(vcpu, FakeClient())
     assert (run.s.regs.regs.rbx, run.s.regs.sregs.apic_base) == (0xBEEF, 0xFEE00900)
 
 
@@ -136,7 +136,7 @@ def test_synchronized_registers_refused(vcpu: Vcpu, dirty: int) -> None:
     run.s.regs.events.flags = 1 << 31
     run.kvm_dirty_regs = dirty
     vcpu.state[Cpu.NEEDS] = W.NEEDS_SYNC_IN
-    service.serve(vcpu)
+    service.serve(vcpu, FakeClient())
     assert vcpu.state[Cpu.PHASE] == W.PHASE_ENDING
     assert vcpu.state[Cpu.RESULT] == (1 << 64) - errno.EINVAL
     assert run.kvm_dirty_regs == dirty
@@ -164,7 +164,7 @@ def test_map_gpa_range(
     state[S.RAX], state[S.RBX], state[S.RCX], state[S.RDX] = 12, gpa, pages, 16
     state[S.RIP], state[S.INSN_LENGTH] = 0x1000, 3
     state[Cpu.NEEDS] = W.NEEDS_HYPERCALL
-    service.serve(vcpu)
+    service.serve(vcpu, FakeClient())
     if result is None:
         assert (run.exit_reason, run.hypercall.nr, tuple(run.hypercall.args[:3])) == (3, 12, (gpa, pages, 16))
         assert (state[S.RIP], state[Cpu.COMPLETION]) == (0x1000, W.COMPLETE_HYPERCALL)

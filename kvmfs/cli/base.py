@@ -48,7 +48,10 @@ def _options(
 
 TransportOption = Annotated[
     Transport,
-    typer.Option(help="What carries the device: a FUSE file, or a CUSE character device (root, /dev/cuse)."),
+    typer.Option(
+        help="What carries the device: a FUSE file, a CUSE character device (root, /dev/cuse), or, for run, seccomp "
+        "user notification (needs neither). Default: the first of fuse, cuse, seccomp that works."
+    ),
 ]
 DeviceOption = Annotated[Path, typer.Option(metavar="PATH", readable=False, help="Where the device is.")]
 Passthrough = Annotated[

@@ -2,7 +2,9 @@
 
 A finding has a stable code, so that scripts can ask for it:
 
-    arch kernel fuse.device fuse.mount passthrough cuse.device userns ptrace device jit.compiler jit.cache
+    arch kernel fuse.device cuse.device userns fuse.mount passthrough seccomp ptrace device jit.compiler jit.cache
+
+Of what carries the device one is enough: what is missing for the others is a note then.
 """
 
 import errno
@@ -20,6 +22,7 @@ from kvmfs.cli.caps import Capability, effective, in_initial_user_namespace
 from kvmfs.cli.serve import names_nothing
 
 DEVICE = Path("/dev/kvm")
+CARRIERS = ("fuse.device", "cuse.device", "userns", "fuse.mount", "seccomp")
 _OLDEST = (5, 10)  # move_mount (5.2), pidfd_getfd (5.6), close_range (5.9)
 
 
@@ -43,7 +46,7 @@ class Finding:
 class Report:
     findings: list[Finding] = field(default_factory=list)
     run: str | None = None
-    """What `kvmfs run` would use: "fuse", "fuse in a user namespace", "cuse"; None: it would not work."""
+    """What `kvmfs run` would use: "fuse", "fuse in a user namespace", "cuse", "seccomp"; None: it would not work."""
     serve: str | None = None
     """What `kvmfs serve` would use: "fuse", "cuse"; None: it would not work."""
 
@@ -75,12 +78,18 @@ def check() -> Report:
         findings += mounted
         fuse = mounted[0].level is Level.OK
     cuse = cuse_device.level is Level.OK and privileged and initial
-    if fuse or cuse:
-        findings = [_optional(finding) if finding.code.endswith(".device") else finding for finding in findings]
-    if namespaces.level is Level.OK:
-        findings.append(_ptrace(not privileged))
-    findings += [_name(), *_jit()]
-    run = ("fuse" if privileged else "fuse in a user namespace") if fuse else "cuse" if cuse else None
+    notified = _seccomp()
+    findings.append(notified)
+    run = None
+    if fuse:
+        run = "fuse" if privileged else "fuse in a user namespace"
+    elif cuse and namespaces.level is Level.OK:
+        run = "cuse"
+    elif notified.level is Level.OK:
+        run = "seccomp"
+    if run:
+        findings = [_optional(finding) if finding.code in CARRIERS else finding for finding in findings]
+    findings += [_ptrace(run), _name(), *_jit()]
     serve = ("cuse" if cuse else "fuse" if fuse else None) if privileged and initial else None
     return Report(findings, run, serve)
 
@@ -169,9 +178,19 @@ def _fuse(user: bool) -> Iterator[Finding]:
         yield Finding("passthrough", Level.NOTE, f"vCPU state goes through the page cache: {why}", cure)
 
 
-def _ptrace(user: bool) -> Finding:
+def _seccomp() -> Finding:
     try:
-        probes.in_child(lambda: probes.trace(user))
+        probes.in_child(probes.notification)
+    except OSError as error:
+        text = f"no seccomp user notification: {error.strerror or error}"
+        cure = "use Linux 5.19 or later; a sandbox may have such a filter itself, or forbid more of them"
+        return Finding("seccomp", Level.MISSING, text, cure)
+    return Finding("seccomp", Level.OK, "system calls can be notified")
+
+
+def _ptrace(run: str | None) -> Finding:
+    try:
+        probes.in_child(lambda: probes.trace(run == "fuse in a user namespace", declared=run == "seccomp"))
     except OSError as error:
         text = f"other processes cannot be traced: {error.strerror or error}"
         cure = "in a container: --cap-add SYS_PTRACE, and a seccomp profile that allows ptrace"

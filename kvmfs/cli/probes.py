@@ -8,10 +8,13 @@ import contextlib
 import os
 import pickle
 import signal
+import socket
 import stat
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+from kvmfs.notify import filter as rules
+from kvmfs.notify.listener import Listener
 from kvmfs.syscalls import Sys, syscall
 from kvmfs.wire import mount
 from kvmfs.wire.connection import Connection, Kind
@@ -84,14 +87,42 @@ def fuse_mount(user: bool) -> tuple[int, bool, str]:
             os.close(node)
 
 
-def trace(user: bool) -> None:
-    """Seize and stop a process that is not our descendant but our parent's, as the broker does with clients."""
+def notification() -> None:
+    """A process whose open of a file that need not be there is answered with a descriptor of ours (kvmfs.notify)."""
+    ours, theirs = socket.socketpair()
+    client = os.fork()
+    if client == 0:
+        status = 1
+        try:
+            socket.send_fds(theirs, [b"!"], [rules.install()])
+            os.close(os.open("/dev/kvm", os.O_RDWR))
+            status = 0
+        except OSError as error:
+            status = error.errno or 1
+        finally:
+            os._exit(status)
+    theirs.close()
+    _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+    if fds:
+        Listener(fds[0]).receive().add(ours.fileno(), cloexec=True, answer=True)
+    _, status = os.waitpid(client, 0)
+    if code := os.waitstatus_to_exitcode(status):
+        raise OSError(code, os.strerror(code))
+
+
+def trace(user: bool, declared: bool = False) -> None:
+    """Seize and stop a process that is not our descendant but our parent's, as the broker does with clients.
+
+    :param user: in a user namespace. :param declared: one that has said it may be (kvmfs.notify.filter).
+    """
     if user:
         mount.private_namespace(user=True)
     reading, writing = os.pipe()
     client = os.fork()
     if client == 0:
         os.close(writing)
+        if declared:
+            rules.allow_tracing()
         os.read(reading, 1)  # until our end is closed, by our death at the latest
         os._exit(0)
     os.close(reading)

@@ -15,7 +15,7 @@ forked and not executed, keeps all capabilities, among them CAP_SYS_PTRACE over 
 import logging
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +54,8 @@ def run(
     processes.occupy_standard_streams()
     privileged = Capability.SYS_ADMIN in effective()
     chosen = transport(options.transport, privileged)
-    log.info("transport: %s", chosen)
+    fallback = chosen is Transport.SECCOMP is not options.transport
+    log.log(logging.WARNING if fallback else logging.INFO, "transport: %s", chosen)
     mask = supervise.block_signals()
     with ExitStack() as undo:
         how = _notified if chosen is Transport.SECCOMP else _mounted
@@ -132,21 +133,15 @@ def _private_device(options: Options, chosen: Transport, privileged: bool) -> De
 
 
 def transport(wanted: Transport, privileged: bool) -> Transport:
-    """What a private device goes through: FUSE where there is a choice, since of it the host sees nothing, and it is
-    the fastest; where nothing can be mounted, seccomp."""
+    """What a private device goes through, by trial: FUSE where there is a choice, since of it the host sees nothing and
+    it is the fastest; where nothing can be mounted, seccomp."""
     if wanted is not Transport.AUTO:
         return wanted
-    if _may_mount(privileged):
-        if os.access("/dev/fuse", os.R_OK | os.W_OK):
-            return Transport.FUSE
-        if privileged and os.access("/dev/cuse", os.R_OK | os.W_OK):
+    with suppress(OSError):
+        probes.in_child(lambda: probes.fuse_mount(user=not privileged))
+        return Transport.FUSE
+    if privileged and os.access("/dev/cuse", os.R_OK | os.W_OK):
+        with suppress(OSError):
+            probes.in_child(lambda: probes.namespaces(user=False))
             return Transport.CUSE
     return Transport.SECCOMP
-
-
-def _may_mount(privileged: bool) -> bool:
-    try:
-        probes.in_child(lambda: probes.namespaces(user=not privileged))
-    except OSError:
-        return False
-    return True

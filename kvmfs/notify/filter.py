@@ -8,7 +8,6 @@ Programs of the other ABIs (i386, x32) see the system as it is; their KVM ioctls
 
 from __future__ import annotations
 
-import ctypes
 import errno
 from contextlib import suppress
 from typing import Final
@@ -83,6 +82,12 @@ def install() -> int:
     OSError: EBUSY: there is such a filter already; EINVAL: Linux before 5.19; what a container's filter says.
     """
     syscall(Sys.PRCTL, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    with suppress(OSError):  # no Yama. With it the broker and workers, which are no ancestors, could not trace us.
-        syscall(Sys.PRCTL, _PR_SET_PTRACER, ctypes.c_long(_PR_SET_PTRACER_ANY), 0, 0, 0)
+    allow_tracing()
     return seccomp.install(program(), Flag.NEW_LISTENER | Flag.WAIT_KILLABLE_RECV)
+
+
+def allow_tracing() -> None:
+    """Under Yama (ptrace_scope 1) only ancestors may, and the broker and its workers are none. This is for the calling
+    process and what it executes; children of a command need ptrace_scope 0, or CAP_SYS_PTRACE for the broker."""
+    with suppress(OSError):  # no Yama
+        syscall(Sys.PRCTL, _PR_SET_PTRACER, _PR_SET_PTRACER_ANY, 0, 0, 0)

@@ -131,6 +131,8 @@ def main() -> None:
         least = row("ioctl of a FUSE server in C, round trip", "ns", "", lambda: number(floor))
         trip = row("KVM_RUN round trip: out, exit, enter", "ns", "3 x the C server", measured("roundtrip"))
         table.add_row("  as a multiple of the C server's", f"{trip / least:.2f}", "3.00 or less")
+        notified = kvmfs("run", "--transport", "seccomp", "--", client, "roundtrip", "400")
+        row("  and without FUSE, by seccomp notification", "ns", "", lambda: number(*notified))
         traced = measured_traced(client)
         row("  and traced: for an exit more", "ns", "3,000 ns or less", lambda: traced() - trip)
         row("KVM_CREATE_VM and KVM_CREATE_VCPU", "us", "20,000 us or less", measured("create"))

@@ -13,8 +13,8 @@ from kvmfs.cli.check import Level
 from tests.cli.conftest import PYTHON, UNPRIVILEGED, finish
 
 CODES = [
-    *("arch", "kernel", "fuse.device", "cuse.device", "userns", "fuse.mount", "passthrough", "ptrace", "device"),
-    *("jit.compiler", "jit.cache"),
+    *("arch", "kernel", "fuse.device", "cuse.device", "userns", "fuse.mount", "passthrough", "seccomp", "ptrace"),
+    *("device", "jit.compiler", "jit.cache"),
 ]
 KVMFS = (PYTHON, "-m", "kvmfs")
 
@@ -64,15 +64,36 @@ def refuse(error: OSError) -> Callable[..., None]:
 
 
 @pytest.mark.usefixtures("root", "jit")
-@pytest.mark.parametrize("what", ["namespaces", "fuse_mount", "trace"])
-def test_what_is_refused_is_missing_and_has_a_cure(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    monkeypatch.setattr(probes, what, refuse(PermissionError(1, "Operation not permitted")))
+@pytest.mark.parametrize("what", [("namespaces", "notification"), ("fuse_mount", "notification"), ("trace",)])
+def test_what_is_refused_is_missing_and_has_a_cure(monkeypatch: pytest.MonkeyPatch, what: tuple[str, ...]) -> None:
+    if what[0] == "fuse_mount":
+        monkeypatch.setattr(check, "_device_file", _no_cuse(check._device_file))
+    for probe in what:
+        monkeypatch.setattr(probes, probe, refuse(PermissionError(1, "Operation not permitted")))
     report = check.check()
-    code = {"namespaces": "userns", "fuse_mount": "fuse.mount", "trace": "ptrace"}[what]
+    code = {"namespaces": "userns", "fuse_mount": "fuse.mount", "trace": "ptrace"}[what[0]]
     (finding,) = (finding for finding in report.findings if finding.code == code)
     assert finding.level is Level.MISSING
     assert finding.cure
     assert not report.usable
+
+
+def _no_cuse(real: Callable[[str, str], check.Finding]) -> Callable[[str, str], check.Finding]:
+    missing = check.Finding("cuse.device", Level.MISSING, "there is no /dev/cuse", "")
+    return lambda name, module: missing if name == "cuse" else real(name, module)
+
+
+@pytest.mark.usefixtures("root", "jit")
+@pytest.mark.parametrize("what", ["namespaces", "fuse_mount"])
+def test_one_carrier_is_enough(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """As in a container without privileges."""
+    monkeypatch.setattr(check, "_device_file", _no_cuse(check._device_file))
+    monkeypatch.setattr(probes, what, refuse(PermissionError(1, "Operation not permitted")))
+    report = check.check()
+    assert report.run == "seccomp"
+    assert report.usable
+    assert levels(report)["cuse.device"] is Level.NOTE
+    assert levels(report)["seccomp"] is Level.OK
 
 
 @pytest.mark.usefixtures("root", "jit")

@@ -27,7 +27,14 @@ def terminate(number: int, frame: object) -> None:
     raise Terminated
 
 
-def serve(connection: Connection, *, log: logging.Logger, passthrough: bool | None, ready: Callable[[], None]) -> None:
+def serve(
+    connection: Connection,
+    *,
+    log: logging.Logger,
+    passthrough: bool | None,
+    ready: Callable[[], None],
+    carrier: object = None,
+) -> None:
     signal.signal(signal.SIGTERM, terminate)
     if os.environ.get("TOY") == "broken":
         raise RuntimeError("a broken broker")

@@ -43,13 +43,15 @@ class Block:
 
 
 class Guest:
-    """One vCPU with `RAM` bytes of memory at guest-physical 0, which is linear 0 too."""
+    """One vCPU with `size` bytes of memory at guest-physical 0, which is linear 0 too."""
+
+    size = RAM
 
     def __init__(self) -> None:
-        self.ram, self.cpu, self.vm = Block(RAM), Block(S.SIZE), Block(4096)
+        self.ram, self.cpu, self.vm = Block(self.size), Block(S.SIZE), Block(4096)
         self._tlb, self._table, self._arena = Block(M.TLB_BYTES), Block(8 * TABLE_ENTRIES), Block(BLOCK_ARENA)
         self._remote = Block(8192)
-        pages = RAM >> 12
+        pages = self.size >> 12
         self._touched = ctypes.create_string_buffer(b"\xff" * tables.touched_bytes(pages))
         record = tables.slot_record(
             0, pages, host=self.ram.address, client=self.ram.address, touched=ctypes.addressof(self._touched)
@@ -82,7 +84,7 @@ class Guest:
         return ctypes.string_at(self.ram.address + address, size)
 
     def write(self, address: int, data: bytes) -> None:
-        assert address + len(data) <= RAM
+        assert address + len(data) <= self.size
         ctypes.memmove(self.ram.address + address, data, len(data))
 
     def read_cpu(self, field: int, size: int) -> bytes:

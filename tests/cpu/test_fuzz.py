@@ -1,4 +1,4 @@
-"""A sample of scripts/fuzz-cpu: whole instructions next to the host's processor, byte strings next to iced-x86."""
+"""A sample of scripts/fuzz-cpu: whole instructions next to the host and to Unicorn, byte strings next to iced-x86."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from kvmfs.jit.raw import PLAIN
 from tests.support import paths
 
 pytest.importorskip("iced_x86")
+pytest.importorskip("unicorn")
 if PLAIN:
     pytest.skip("tens of thousands of cases: for compiled code", allow_module_level=True)
 
@@ -19,6 +20,8 @@ from .fuzz import forms, report, states
 from .fuzz import layout as L
 from .fuzz.decoding import SYSTEMATIC, Decoding
 from .fuzz.fuzzer import Fuzzer, data_of
+from .fuzz.modes import report as modes_report
+from .fuzz.modes.fuzzer import Fuzzer as ModesFuzzer
 
 SEED = 2026
 
@@ -37,6 +40,38 @@ def test_as_this_processor(fuzzer: Fuzzer, number: int) -> None:
     assert outcome.cases > 4000
     first = {mismatch.kind: mismatch for mismatch in outcome.mismatches}
     assert not first, "\n".join(report.text(report.minimised(fuzzer, mismatch)) for mismatch in first.values())
+
+
+@pytest.fixture(scope="module")
+def modes_fuzzer() -> ModesFuzzer:
+    return ModesFuzzer()
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_as_unicorn(modes_fuzzer: ModesFuzzer, number: int) -> None:
+    """Real, virtual-8086 and protected mode, with system instructions and far transfers."""
+    outcome = modes_fuzzer.batch(SEED, number)
+    assert outcome.cases == 4096
+    first = {mismatch.kind: mismatch for mismatch in outcome.mismatches}
+    tell = lambda mismatch: modes_report.text(modes_report.minimised(modes_fuzzer, mismatch))  # noqa: E731
+    assert not first, "\n".join(map(tell, first.values()))
+
+
+def test_a_wrong_result_next_to_unicorn_is_found(modes_fuzzer: ModesFuzzer, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_cases = modes_fuzzer.ours.run_cases
+
+    def wrong(cases: np.ndarray, memory: np.ndarray) -> np.ndarray:
+        results = run_cases(cases, memory)
+        results["cr0"] |= 4
+        return results
+
+    monkeypatch.setattr(modes_fuzzer.ours, "run_cases", wrong)
+    mismatch = modes_fuzzer.batch(SEED, 0).mismatches[0]
+    small = modes_report.minimised(modes_fuzzer, mismatch)
+    assert "cr0" in [what for what, *_ in small.differences]
+    assert modes_report.unpacked(modes_fuzzer, modes_report.packed(small))
+    monkeypatch.undo()
+    assert not modes_report.unpacked(modes_fuzzer, modes_report.packed(small))
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 12, 13, 15, 24, 27, 36, 39, SYSTEMATIC, SYSTEMATIC + 1, SYSTEMATIC + 2])

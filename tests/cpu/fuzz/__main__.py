@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,9 +17,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import decoding, report
+from . import decoding, fuzzer, report
 from .design import DIFFERENCES
-from .fuzzer import Fuzzer, Mismatch
+from .modes import design as modes_design
+from .modes import fuzzer as modes_fuzzer
+from .modes import report as modes_report
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -29,6 +31,12 @@ class Against(StrEnum):
 
     host = "host"
     iced = "iced"
+    unicorn = "unicorn"
+    all = "all"
+
+
+# Of those that execute: the fuzzer, and how it tells
+FUZZERS = {Against.host: (fuzzer.Fuzzer, report), Against.unicorn: (modes_fuzzer.Fuzzer, modes_report)}
 
 
 def _state_file(against: Against, seed: int, only: str | None) -> Path:
@@ -38,22 +46,25 @@ def _state_file(against: Against, seed: int, only: str | None) -> Path:
 
 def _differences() -> None:
     table = Table("what", "why", show_lines=True)
-    for rule in DIFFERENCES:
-        table.add_row(rule.name, rule.reason)
+    for name, rules in (("host", DIFFERENCES), ("Unicorn", modes_design.DIFFERENCES)):
+        for rule in rules:
+            table.add_row(f"{rule.name} ({name})", rule.reason)
     for name, reason in decoding.DIFFERENCES:
         table.add_row(name, reason)
     console.print(table)
 
 
-def _tell(fuzzer: Fuzzer, mismatch: Mismatch) -> None:
-    console.print(escape(report.text(report.minimised(fuzzer, mismatch))), style="yellow")
+def _tell(against: Against, made: Any, mismatch: Any) -> None:
+    teller: Any = FUZZERS[against][1]
+    console.print(escape(teller.text(teller.minimised(made, mismatch))), style="yellow")
 
 
-def _replay(word: str) -> int:
-    with Fuzzer() as fuzzer:
-        found = report.unpacked(fuzzer, word)
+def _replay(against: Against, word: str) -> int:
+    make, teller = FUZZERS[against]
+    with make() as made:
+        found: Any = teller.unpacked(made, word)  # type: ignore[arg-type]
         for mismatch in found:
-            _tell(fuzzer, mismatch)
+            _tell(against, made, mismatch)
     console.print("it differs" if found else "both agree")
     return 1 if found else 0
 
@@ -88,8 +99,8 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def _against_host(cases: int, seed: int, only: str | None, resume: bool, stop: bool) -> int:
-    path = _state_file(Against.host, seed, only)
+def _against_processor(against: Against, cases: int, seed: int, only: str | None, resume: bool, stop: bool) -> int:
+    path = _state_file(against, seed, only)
     done: dict[str, int] = {"batches": 0, "cases": 0}
     kinds, missing, shown = Counter[str](), Counter[str](), set[str]()
     if resume and path.exists():
@@ -98,17 +109,17 @@ def _against_host(cases: int, seed: int, only: str | None, resume: bool, stop: b
         console.print(f"going on after {done['cases']} cases")
     path.parent.mkdir(parents=True, exist_ok=True)
     started, before = time.monotonic(), done["cases"]
-    with Fuzzer(only) as fuzzer, Progress(*COLUMNS, console=console, transient=True) as progress:
+    with FUZZERS[against][0](only) as made, Progress(*COLUMNS, console=console, transient=True) as progress:
         task = progress.add_task(only or "all", total=cases, completed=done["cases"], found=sum(kinds.values()))
         while done["cases"] < cases:
-            outcome = fuzzer.batch(seed, done["batches"])
+            outcome = made.batch(seed, done["batches"])
             done = {"batches": done["batches"] + 1, "cases": done["cases"] + outcome.cases}
             missing.update(outcome.missing)
             for mismatch in outcome.mismatches:
                 kinds[mismatch.kind] += 1
                 if mismatch.kind not in shown and len(shown) < MOST_SHOWN:
                     shown.add(mismatch.kind)
-                    _tell(fuzzer, mismatch)
+                    _tell(against, made, mismatch)
             path.write_text(json.dumps({"done": done, "kinds": kinds, "missing": missing}))
             progress.update(task, completed=done["cases"], found=sum(kinds.values()))
             if stop and kinds:
@@ -132,7 +143,9 @@ def main(
         str | None,
         typer.Option(metavar="REGEX", help="Only instructions whose mnemonic, or row in jit/cpu/opcodes*.py, matches."),
     ] = None,
-    against: Annotated[Against, typer.Option(help="This host's processor, or iced-x86's decoder.")] = Against.host,
+    against: Annotated[
+        Against, typer.Option(help="This host, iced-x86's decoder, Unicorn, or one after another.")
+    ] = Against.host,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where this seed and --only were left.")] = False,
     stop: Annotated[bool, typer.Option("--stop", help="At the first batch with a mismatch.")] = False,
     replay: Annotated[
@@ -146,7 +159,8 @@ def main(
 
     Forms come from the opcode tables: every row with the prefixes, operands, sizes and immediates that it can have, in
     64-, 32- and 16-bit code. Registers, memory, flags, FPU and vector state are random around the interesting values.
-    The host runs each instruction in a guarded child process; faults are results like any other.
+    The host runs each instruction in a guarded child process; faults are results like any other. Unicorn has the other
+    modes, and system instructions: real, virtual-8086, 16- and 32-bit protected mode at CPL 0 and 3.
 
     Examples:
 
@@ -156,6 +170,8 @@ def main(
 
         scripts/fuzz-cpu --only vex                     # everything in a VEX encoding
 
+        scripts/fuzz-cpu --against unicorn --only real  # what real mode can do
+
         scripts/fuzz-cpu --against iced                 # lengths, operands and validity of random bytes
 
     Exit status: 0 when both agree everywhere, 1 when they do not.
@@ -164,11 +180,15 @@ def main(
         _differences()
         status = 0
     elif replay:
-        status = _replay(replay)
-    elif against is Against.iced:
-        status = _against_iced(cases, seed)
+        status = _replay(against, replay)
     else:
-        status = _against_host(cases, seed, only, resume, stop)
+        status = 0
+        for one in (Against.iced, *FUZZERS) if against is Against.all else (against,):
+            console.print(f"next to {one}", style="dim")
+            if one is Against.iced:
+                status |= _against_iced(cases, seed)
+            else:
+                status |= _against_processor(one, cases, seed, only, resume, stop)
     raise SystemExit(status)
 
 

@@ -209,7 +209,7 @@ def encode_vex(rng: random.Random, opcode_map: int, prefix: int, opcode: int) ->
 _FACTORY = iced.InstructionInfoFactory()
 
 
-def _operands(instruction: iced.Instruction, bits: int) -> tuple[Operand, ...]:
+def operands(instruction: iced.Instruction, bits: int) -> tuple[Operand, ...]:
     found = []
     for memory in _FACTORY.info(instruction).used_memory():
         if memory.base in (iced.Register.RIP, iced.Register.EIP):
@@ -282,7 +282,7 @@ def known(name: str, code: bytes, bits: int, rip: int) -> Form:
     if instruction.is_invalid:
         return Form(name, "(bad)", code, bits, (), False, rip)
     repeats = instruction.is_string_instruction and (instruction.has_rep_prefix or instruction.has_repne_prefix)
-    return Form(name, name_of(instruction), code, bits, _operands(instruction, bits), repeats, rip)
+    return Form(name, name_of(instruction), code, bits, operands(instruction, bits), repeats, rip)
 
 
 _MNEMONICS = {getattr(iced.Mnemonic, name): name for name in dir(iced.Mnemonic) if name[0].isupper()}

@@ -77,22 +77,28 @@ unpack_kernel() {
     rm "$deb"
     rm -rf "$entry/modules"
     mv "$entry"/package/lib/modules/* "$entry/modules" 2>/dev/null || mv "$entry"/package/usr/lib/modules/* "$entry/modules"
-    "$venv/bin/python" -m tests.cuse.vm vmlinux "$entry"/package/boot/vmlinuz-* "$entry/vmlinux"
+    mv "$entry"/package/boot/vmlinuz-* "$entry/vmlinuz"
+    "$venv/bin/python" -m tests.cuse.vm vmlinux "$entry/vmlinuz" "$entry/vmlinux"
     rm -rf "$entry/package"
 }
 
-# vm_kernel: the newest 6.12 kernel image that apt knows, unpacked in the cache; nothing is installed.
-vm_kernel() {
-    kernel=$(newest_complete kernel)
+# kernel_image KIND SERIES: the newest kernel image of a series that apt knows, unpacked in the cache as KIND-VERSION:
+# vmlinuz, vmlinux, modules/; `kernel` is set to that. Nothing is installed.
+kernel_image() {
+    local kind=$1 series=$2 package
+    kernel=$(newest_complete "$kind")
     [[ -n $kernel ]] && return
     know_packages
-    local package
     # By name, for amd64, neither -dbg nor the -cloud and -rt flavours (these lack drivers that the VM needs).
-    package=$(apt-cache pkgnames linux-image-6.12 | grep -E '^linux-image-6\.12[^-]*-amd64-unsigned$' | sort -V | tail -n 1)
-    [[ -n $package ]] || die "apt knows no linux-image-6.12*-amd64-unsigned for the virtual machine of the CUSE tests"
-    kernel=$cache/kernel-${package#linux-image-}
+    package=$(apt-cache pkgnames "linux-image-$series" |
+        grep -E "^linux-image-${series//./\\.}\.[0-9]+([-+](deb)?[0-9]+)?-amd64-unsigned\$" | sort -V | tail -n 1)
+    [[ -n $package ]] || die "apt knows no linux-image-$series*-amd64-unsigned for the virtual machines of the tests"
+    kernel=$cache/$kind-${package#linux-image-}
     rm -rf "$kernel"
     mkdir -p "$kernel"
     (cd "$root" && step "$package" unpack_kernel "$kernel" "$package")
     touch "$kernel/complete"
 }
+
+# vm_kernel: what the virtual machine of the CUSE tests boots.
+vm_kernel() { kernel_image kernel 6.12; }

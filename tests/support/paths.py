@@ -2,7 +2,8 @@
 
 KVMFS_LINUX      a tree of Linux 6.12 with its exported headers in usr/include
 KVMFS_SELFTESTS  the kernel's KVM selftests, built
-KVMFS_VM         a kernel with its modules, for the virtual machine that has CUSE (see tests/cuse/vm)
+KVMFS_VM         a 6.12 kernel with its modules, for the virtual machine that has CUSE (see tests/cuse/vm)
+KVMFS_OLDER_VM   a 6.1 kernel with its modules, for guests
 
 Unset, the newest finished one in the cache is taken.  Missing is a skip for a developer and a failure in CI.
 """
@@ -65,3 +66,7 @@ def selftests() -> Path:
 
 def vm_kernel() -> Path:
     return _located("KVMFS_VM", "kernel", ".", "vmlinux", "kernel for the virtual machine")
+
+
+def older_kernel() -> Path:
+    return _located("KVMFS_OLDER_VM", "older-kernel", ".", "vmlinuz", "kernel of Debian 12 for guests")

@@ -1,0 +1,51 @@
+"""SeaBIOS, the firmware of every QEMU PC.
+
+On its way it goes through real, big real and protected mode, takes timer interrupts, reprograms PIC and PIT, wakes the
+other processors by INIT and SIPI, and runs an option ROM that KVM_SET_VAPIC_ADDR is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.vmm.qemu import EXIT_DEVICE, POWERED_OFF, Qemu
+
+SECONDS = 120
+
+pytestmark = pytest.mark.timeout(SECONDS + 60)
+
+
+@pytest.mark.parametrize("irqchip", ["on", "split"])
+@pytest.mark.parametrize(("machine", "processors"), [("pc", 1), ("pc", 2), ("q35", 2)])
+def test_it_finds_the_processors_and_nothing_to_boot(
+    start_qemu: Callable[..., Qemu], machine: str, irqchip: str, processors: int
+) -> None:
+    qemu = start_qemu(
+        irqchip,
+        *("-machine", machine, "-smp", str(processors), "-m", "64"),
+        *("-chardev", "stdio,id=bios,signal=off", "-device", "isa-debugcon,iobase=0x402,chardev=bios"),
+        serial="null",
+    )
+    qemu.expect(f"Found {processors} cpu\\(s\\)", SECONDS)
+    qemu.expect("No bootable device.", SECONDS)
+
+
+@pytest.mark.parametrize("irqchip", ["off", "on", "split"])
+def test_it_boots_from_a_disk(start_qemu: Callable[..., Qemu], irqchip: str, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    # A boot sector that powers the machine off: mov al, 0; out 0xf4, al
+    disk.write_bytes(bytes.fromhex("b000e6f4ebfe").ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
+    qemu = start_qemu(
+        irqchip,
+        *("-m", "64", "-machine", "graphics=off", "-boot", "menu=on,splash-time=1"),
+        *("-drive", f"file={disk},format=raw,if=ide"),
+        *EXIT_DEVICE,
+    )
+    qemu.expect("SeaBIOS \\(version", SECONDS)
+    qemu.expect("Press ESC for boot menu", SECONDS)
+    qemu.expect("Booting from Hard Disk", SECONDS)
+    done = qemu.wait(SECONDS)
+    assert done.status == POWERED_OFF, done

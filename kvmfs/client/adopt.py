@@ -12,6 +12,9 @@ carried over, and there are two ways to see to that:
   of, blocked in an ioctl whose answer a signal would change, are not stopped; they are safe for as long as they stay
   in there, and so are processes that share the memory without being threads, for as long as they leave it alone.
 
+A private mapping of a file is adopted with a copy of what the file has there, always the second way: a touch of what is
+in the page cache asks no userfaultfd. What others write to the file later is not seen (mmap(2) leaves that open).
+
 What the mapping was goes with it: private memory is copied by fork, shared memory is not; MADV_* and mlock of the range
 are gone, and a NUMA policy. Memory that a device or io_uring is about to write to (O_DIRECT) must not be adopted then:
 the pages that it has pinned are no longer the client's. A page that transparent huge pages have filled with zeros is
@@ -24,28 +27,33 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import heapq
 import logging
 import mmap
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from kvmfs.client import memory, pagemap
 from kvmfs.client.fds import threads_of
 from kvmfs.client.inject import SYS_CLOSE, Injection, install
 from kvmfs.client.limits import raised
-from kvmfs.client.maps import Kind, Piece, backing
+from kvmfs.client.maps import Kind, Piece, backing, open_backing
 from kvmfs.client.ptrace import Stop, Tracee
 from kvmfs.client.userfault import Userfault
 
 NAME = "kvmfs:guestmem"
 """Of the memfd; /proc/PID/maps shows it."""
 
+COPY_LIMIT = 1 << 30
+"""Bytes of files; the copy is memory that the client did not ask for."""
+
 _SYS_MMAP, _SYS_MPROTECT, _SYS_MUNMAP, _SYS_IOCTL, _SYS_MREMAP = 9, 10, 11, 16, 25
 _MAP_FIXED = 0x10
 _MREMAP_MAYMOVE, _MREMAP_FIXED, _MREMAP_DONTUNMAP = 1, 2, 4
 _BUFFER = 1 << 20
+_HUGE = 2 << 20
 _STOP_PATIENCE = 1.0  # seconds for another thread to stop
 _KVM_IOCTL = 0xAE  # the type byte of KVM's ioctls
 
@@ -74,11 +82,11 @@ def adopt(
     caller owns it. Pages that hold nothing stay holes. Protections stay as they were, mapping by mapping. `busy` tells
     the threads that must not be stopped, where threads have to be; `userfault` False has them stopped in any case.
 
-    OSError, and nothing has changed: EINVAL when the range is not page-aligned or not anonymous private memory
-    throughout; EBUSY when the client has a userfaultfd at it (known only where we can have one), or a thread to be
-    stopped is traced; ENOMEM; EMFILE; EIO when a thread does not stop; ESRCH when the client dies. The mappings of a
-    range are replaced one at a time: should the client run out of memory half-way, what is shared already stays so,
-    which it cannot tell but from /proc.
+    OSError, and nothing has changed: EINVAL when the range is not page-aligned or not private memory throughout, or
+    cuts through huge pages; EFBIG when it is of a file that has more than COPY_LIMIT there; EBUSY when the client has a
+    userfaultfd at it (known only where we can have one), or a thread to be stopped is traced; ENOMEM; EMFILE; EIO when
+    a thread does not stop; ESRCH when the client dies. The mappings of a range are replaced one at a time: should the
+    client run out of memory half-way, what is shared already stays so, which it cannot tell but from /proc.
     """
     tid = injection.tracee.tid
     pieces = _plan(tid, address, length)
@@ -88,7 +96,8 @@ def adopt(
             theirs = install(injection, memfd)
             stack.callback(injection.syscall, SYS_CLOSE, theirs)
             transfer = _Transfer(injection, address, memfd, theirs)
-            if userfault and (held := _userfault(injection)):
+            anonymous = all(piece.kind is Kind.ANONYMOUS for piece in pieces)
+            if userfault and anonymous and (held := _userfault(injection)):
                 stack.enter_context(held)
                 transfer.aside(held, pieces)
             else:
@@ -105,9 +114,60 @@ def _plan(tid: int, address: int, length: int) -> list[Piece]:
         raise OSError(errno.EINVAL, f"{length:#x} bytes at {address:#x} are not whole pages")
     pieces = backing(tid, address, length)
     for piece in pieces:
-        if piece.kind is not Kind.ANONYMOUS:
-            raise OSError(errno.EINVAL, f"memory at {piece.address:#x} is not anonymous and private: {piece.kind}")
+        if piece.kind not in (Kind.ANONYMOUS, Kind.PRIVATE):
+            raise OSError(errno.EINVAL, f"memory at {piece.address:#x} is not private: {piece.kind}")
+    if sum(end - start for piece in pieces for start, end in _file_data(tid, piece)) > COPY_LIMIT:
+        raise OSError(errno.EFBIG, f"the files behind {length:#x} bytes at {address:#x} are too large to copy")
     return pieces
+
+
+def _file_data(tid: int, piece: Piece) -> list[tuple[int, int]]:
+    """Where the file of a PRIVATE piece has data, as addresses of whole pages; nothing for other pieces.
+
+    OSError when it is no regular file, or not ours to open; EINVAL when the piece has parts of huge pages.
+    """
+    if piece.kind is not Kind.PRIVATE:
+        return []
+    fd = open_backing(tid, piece)
+    try:
+        status = os.fstat(fd)
+        huge = status.st_blksize >= _HUGE  # hugetlbfs
+        if huge and (piece.address | piece.length) % status.st_blksize:
+            raise OSError(errno.EINVAL, f"{piece.length:#x} bytes at {piece.address:#x} are not whole huge pages")
+        if huge and not status.st_blocks:
+            return []  # it takes all for data
+        extents = _extents(fd, piece.offset, min(piece.offset + piece.length, status.st_size))
+        return [(piece.address + start - piece.offset, piece.address + end - piece.offset) for start, end in extents]
+    finally:
+        os.close(fd)
+
+
+def _extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Runs of whole pages of a file in which [start, end) has data; a part of a page counts as all of it."""
+    while start < end:
+        try:
+            data = os.lseek(fd, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # none is left
+                return
+            raise
+        hole = os.lseek(fd, data, os.SEEK_HOLE)
+        if data < end:
+            yield data // mmap.PAGESIZE * mmap.PAGESIZE, -(-min(hole, end) // mmap.PAGESIZE) * mmap.PAGESIZE
+        start = hole
+
+
+def _merged(*runs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The union of sorted runs."""
+    first = last = 0
+    for start, end in heapq.merge(*runs):
+        if start > last:
+            if last:
+                yield first, last
+            first = start
+        last = max(last, end)
+    if last:
+        yield first, last
 
 
 def _create(length: int) -> int:
@@ -181,7 +241,8 @@ class _Transfer:
         # and leaves no page tables.
         shift = piece.address - self._address - place
         view = memoryview(self._buffer)
-        for runs in _batches(pagemap.present(self._tid, place, piece.length)):
+        held = pagemap.present(self._tid, place, piece.length)
+        for runs in _batches(_merged(held, _file_data(self._tid, piece))):
             memory.gather(self._tid, runs, self._buffer)
             at = 0
             for start, end in runs:

@@ -33,8 +33,10 @@ class Kind(enum.Enum):
     """A regular file mapped MAP_SHARED (memfd, shmem, hugetlb, disk): open_backing() and map it as well."""
     ANONYMOUS = "anonymous"
     """Private anonymous memory: can be adopted."""
+    PRIVATE = "private"
+    """A file mapped MAP_PRIVATE: can be adopted, with a copy of what the file has there."""
     OTHER = "other"
-    """Private mappings of files, devices, growing stacks, the vDSO: only through the client's page tables."""
+    """Programs, devices, growing stacks, the vDSO: only through the client's page tables."""
     HOLE = "hole"
     """Nothing is mapped."""
 
@@ -108,6 +110,8 @@ def _parse(line: bytes) -> Piece:
         kind = Kind.SHARED if number else Kind.OTHER
     elif not number and (name in _ADOPTABLE or name.startswith(_NAMED)):
         kind = Kind.ANONYMOUS
+    elif number and permissions[2:3] != b"x":
+        kind = Kind.PRIVATE
     else:
         kind = Kind.OTHER
     prot = 0
@@ -118,7 +122,7 @@ def _parse(line: bytes) -> Piece:
 
 
 def open_backing(tid: int, piece: Piece) -> int:
-    """The file of a SHARED piece, opened as the client had it where that is writable, else for reading.
+    """The file of a SHARED or PRIVATE piece, opened as the client had it where that is writable, else for reading.
 
     The caller owns the fd. OSError: ENODEV when it is no regular file (a device would be opened anew, as another one);
     ENOENT when the mapping is gone; EPERM when nothing that we may use leads to the file.

@@ -17,6 +17,7 @@ class Kind(Enum):
 
     SHARED = "a file mapped shared: fd and offset give the same bytes"
     ANONYMOUS = "private, without a file: can be adopted"
+    PRIVATE = "a private mapping of a file: can be adopted, unless too much would have to be copied"
     OTHER = "can be neither mapped nor adopted: reached page by page"
     HOLE = "nothing is mapped there"
 

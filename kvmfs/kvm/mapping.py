@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from mmap import MAP_SHARED, PROT_READ, PROT_WRITE
+from mmap import MAP_SHARED, PAGESIZE, PROT_READ, PROT_WRITE
 from typing import Final
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -19,19 +19,26 @@ _FAILED: Final = ctypes.c_void_p(-1).value
 
 
 class Mapping:
-    """`length` bytes of a file from `offset` on, at `address` until close(). The fd may be closed."""
+    """`length` bytes of a file from `offset` on, at `address` until close(). The fd may be closed.
+
+    hugetlbfs maps and unmaps whole pages of its own: those that the bytes lie in.
+    """
 
     def __init__(self, fd: int, offset: int, length: int, *, writable: bool = True) -> None:
         protection = PROT_READ | PROT_WRITE if writable else PROT_READ
-        address = _libc.mmap(None, length, protection, MAP_SHARED | _MAP_NORESERVE, fd, offset)
+        page = max(os.fstat(fd).st_blksize, PAGESIZE)  # of hugetlbfs: the size of its pages
+        before = offset % page
+        self._size = (before + length + page - 1) // page * page
+        address = _libc.mmap(None, self._size, protection, MAP_SHARED | _MAP_NORESERVE, fd, offset - before)
         if address == _FAILED or address is None:
             error = ctypes.get_errno()
             raise OSError(error, f"mmap: {os.strerror(error)}")
-        self.address: int = address
+        self._start: int = address
+        self.address: int = address + before
         self.length = length
 
     def close(self) -> None:
         """Nobody may use the address any more."""
         if self.length:
-            _libc.munmap(self.address, self.length)
+            _libc.munmap(self._start, self._size)
             self.length = 0

@@ -1,6 +1,6 @@
 """A memslot's client memory, made reachable from here.
 
-Shared file mappings are mapped again; private anonymous memory is adopted (it becomes a shared mapping of a memfd, in
+Shared file mappings are mapped again; private memory is adopted (it becomes a shared mapping of a memfd, in
 the client as here) and is from then on a shared mapping like any other, whichever slot it is used for next. What can be
 neither is left to be copied page by page, and so is what the client has not mapped yet: it may come later.
 
@@ -150,7 +150,7 @@ class Regions:
             finally:
                 os.close(backing.fd)
             return Piece(backing.address, backing.length, mapping.address, mapping)
-        if backing.kind is Kind.ANONYMOUS:
+        if backing.kind in (Kind.ANONYMOUS, Kind.PRIVATE):
             return self._adopt(caller, backing.address, backing.length) or remote
         return remote
 

@@ -66,13 +66,49 @@ def test_loses_nothing_while_threads_write(device: Device, compiled: Compiled, v
 REGION = 1 << 20
 
 
-@pytest.mark.parametrize("how", ["f", "u"])
+def test_a_private_mapping_of_a_file_keeps_what_the_client_reads(device: Device, compiled: Compiled) -> None:
+    """Pages that were changed, and pages that were not even touched."""
+    client = Client(device, compiled("region"), "f")
+    call = device.next()
+    with call.stopped() as borrow:
+        os.close(borrow.adopt(call.argument, 2 * REGION))
+        assert {piece.kind for piece in backing(call.tid, call.argument, 2 * REGION)} == {Kind.SHARED}
+        borrow.finish(0)
+    assert client.result() == (0, "result 0\n")
+
+
+def test_what_a_file_has_is_copied_up_to_a_limit(
+    device: Device, compiled: Compiled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adopt, "COPY_LIMIT", REGION - 1)
+    client = Client(device, compiled("region"), "f")
+    call = device.next()
+    with call.stopped() as borrow:
+        with raises_errno(errno.EFBIG):
+            borrow.adopt(call.argument, 2 * REGION)
+        borrow.finish(1)
+    assert client.result() == (0, "result 1\n")
+
+
+def test_holes_of_a_file_stay_holes(request: pytest.FixtureRequest) -> None:
+    file = os.memfd_create("sparse")
+    request.addfinalizer(lambda: os.close(file))
+    os.ftruncate(file, 64 * mmap.PAGESIZE)
+    os.pwrite(file, b"x", 3 * mmap.PAGESIZE + 5)
+    os.pwrite(file, b"x", 8 * mmap.PAGESIZE - 1)
+    pages = mmap.PAGESIZE
+    assert list(adopt._extents(file, 0, 64 * pages)) == [(3 * pages, 4 * pages), (7 * pages, 8 * pages)]
+    assert list(adopt._extents(file, 0, 7 * pages + 1)) == [(3 * pages, 4 * pages), (7 * pages, 8 * pages)]
+    assert list(adopt._extents(file, 8 * pages, 64 * pages)) == []
+
+
+@pytest.mark.parametrize("how", ["s", "u"])
 def test_memory_that_cannot_be_adopted_is_left_alone(device: Device, compiled: Compiled, how: str) -> None:
     client = Client(device, compiled("region"), how)
     call = device.next()
     with call.stopped() as borrow:
         before = backing(call.tid, call.argument, 2 * REGION)
-        with raises_errno(errno.EINVAL if how == "f" else errno.EBUSY):
+        with raises_errno(errno.EINVAL if how == "s" else errno.EBUSY):
             borrow.adopt(call.argument, 2 * REGION)
         assert backing(call.tid, call.argument, 2 * REGION) == before
         borrow.finish(1)

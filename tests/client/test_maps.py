@@ -87,7 +87,7 @@ def test_a_range_of_everything(space: Space, memfd: int) -> None:
         (5, 2, Kind.ANONYMOUS, 0),
         (7, 4, Kind.SHARED, mmap.PROT_READ),
         (11, 1, Kind.HOLE, 0),
-        (12, 3, Kind.OTHER, RW),
+        (12, 3, Kind.PRIVATE, RW),
     ]
     inside = only(space.start + 8 * PAGE, 2 * PAGE)
     assert inside.offset == 4 * PAGE
@@ -99,7 +99,7 @@ def test_a_range_of_everything(space: Space, memfd: int) -> None:
     [
         pytest.param(mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, Kind.ANONYMOUS, id="private"),
         pytest.param(mmap.MAP_SHARED | mmap.MAP_ANONYMOUS, Kind.SHARED, id="shared"),
-        pytest.param(mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE, Kind.OTHER, id="huge"),
+        pytest.param(mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE, Kind.PRIVATE, id="huge"),
         pytest.param(mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE, Kind.SHARED, id="shared-huge"),
     ],
 )

@@ -19,7 +19,7 @@ NONSENSE = 0xAEF5  # sends the broker what is no message
 EVENTFD = 0xAEF6  # argument: a descriptor's number; writes 1 to that eventfd, returns its id
 
 # BACKING's kinds
-KINDS = ("SHARED", "ANONYMOUS", "OTHER", "HOLE")
+KINDS = ("SHARED", "ANONYMOUS", "PRIVATE", "OTHER", "HOLE")
 
 # arguments of KVM_CREATE_VM
 REFUSED_BY_SYSTEM = 98  # EINVAL

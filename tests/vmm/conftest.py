@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import zlib
@@ -106,6 +107,28 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Disk:
     path, data = tmp_path_factory.mktemp("disk") / "disk", Random(1).randbytes(1 << 20)
     path.write_bytes(data)
     return Disk(path, f"{zlib.adler32(data):08x}")
+
+
+@pytest.fixture
+def huge_pages() -> Iterator[None]:
+    """64 MiB of free memory in pages of 2 MiB, reserved while the test lasts if it is not there already."""
+    pool, wanted = Path("/sys/kernel/mm/hugepages/hugepages-2048kB"), 32
+    if not pool.exists():
+        pytest.skip("this kernel has no huge pages of 2 MiB")
+    count = pool / "nr_hugepages"
+    before = count.read_text()
+    missing = wanted - int((pool / "free_hugepages").read_text())
+    try:
+        if missing > 0:
+            if not os.access(count, os.W_OK):
+                pytest.skip("no free huge pages, and only root may reserve some")
+            count.write_text(str(int(before) + missing))
+            if int((pool / "free_hugepages").read_text()) < wanted:
+                pytest.skip("no memory for huge pages")
+        yield
+    finally:
+        if missing > 0 and os.access(count, os.W_OK):
+            count.write_text(before)
 
 
 @pytest.fixture

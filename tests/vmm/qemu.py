@@ -67,7 +67,7 @@ class Qemu:
         self.monitor = None
         if listener:
             with listener:
-                listener.settimeout(60)
+                listener.settimeout(120)
                 self.monitor = Monitor(listener.accept()[0])
 
     def __enter__(self) -> Qemu:
@@ -140,7 +140,7 @@ class Monitor:
     """The QEMU Machine Protocol on a connected socket (QEMU's docs/interop/qmp-spec.txt)."""
 
     def __init__(self, connection: socket.socket) -> None:
-        connection.settimeout(60)
+        connection.settimeout(120)
         self._connection = connection
         self._file = connection.makefile("rw", encoding="utf-8")
         self._events: list[dict[str, Any]] = []
@@ -164,7 +164,7 @@ class Monitor:
         """What the human monitor says to a line."""
         return str(self.execute("human-monitor-command", **{"command-line": line}))
 
-    def event(self, name: str, seconds: float = 60) -> dict[str, Any]:
+    def event(self, name: str, seconds: float = 120) -> dict[str, Any]:
         """Wait for an event, also one that has come since the last one asked for; those before it are forgotten."""
         self._connection.settimeout(seconds)
         while True:

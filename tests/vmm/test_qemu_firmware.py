@@ -33,19 +33,29 @@ def test_it_finds_the_processors_and_nothing_to_boot(
     qemu.expect("No bootable device.", SECONDS)
 
 
-@pytest.mark.parametrize("irqchip", ["off", "on", "split"])
-def test_it_boots_from_a_disk(start_qemu: Callable[..., Qemu], irqchip: str, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
+def boots_from_a_disk(start_qemu: Callable[..., Qemu], irqchip: str, disk: Path, *arguments: str) -> None:
     # A boot sector that powers the machine off: mov al, 0; out 0xf4, al
     disk.write_bytes(bytes.fromhex("b000e6f4ebfe").ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
     qemu = start_qemu(
         irqchip,
         *("-m", "64", "-machine", "graphics=off", "-boot", "menu=on,splash-time=1"),
-        *("-drive", f"file={disk},format=raw,if=ide"),
-        *EXIT_DEVICE,
+        *("-drive", f"file={disk},format=raw,if=ide", *EXIT_DEVICE, *arguments),
     )
     qemu.expect("SeaBIOS \\(version", SECONDS)
     qemu.expect("Press ESC for boot menu", SECONDS)
     qemu.expect("Booting from Hard Disk", SECONDS)
     done = qemu.wait(SECONDS)
     assert done.status == POWERED_OFF, done
+
+
+@pytest.mark.parametrize("irqchip", ["off", "on", "split"])
+def test_it_boots_from_a_disk(start_qemu: Callable[..., Qemu], irqchip: str, tmp_path: Path) -> None:
+    boots_from_a_disk(start_qemu, irqchip, tmp_path / "disk")
+
+
+@pytest.mark.usefixtures("huge_pages")
+@pytest.mark.parametrize("share", ["on", "off"])
+def test_it_boots_in_huge_pages(start_qemu: Callable[..., Qemu], share: str, tmp_path: Path) -> None:
+    memory = f"memory-backend-memfd,id=memory,size=64M,hugetlb=on,hugetlbsize=2M,share={share}"
+    arguments = ("-object", memory, "-machine", "memory-backend=memory")
+    boots_from_a_disk(start_qemu, "on", tmp_path / "disk", *arguments)

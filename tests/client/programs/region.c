@@ -1,5 +1,5 @@
 /* region DEVICE HOW: two pieces of filled memory, the second read-only; a call with their address; they must be whole.
-   f: the second is of a file; u: a userfaultfd is at it; w: another thread waits in an ioctl of its own. */
+   s: the second is a shared mapping; f: it is a private one of a file, every other page of it changed; u: a userfaultfd is at it; w: another thread waits in an ioctl of its own. */
 #include "client.h"
 #include <linux/userfaultfd.h>
 
@@ -18,13 +18,18 @@ int main(int count, char **words)
 	const char *how = words[2];
 	char *memory = mmap(0, 2 * LENGTH, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	check(memory != MAP_FAILED);
-	if (strchr(how, 'f')) {
-		int file = memfd_create("file", 0);
+	if (strpbrk(how, "sf")) {
+		int file = memfd_create("file", 0), kind = strchr(how, 's') ? MAP_SHARED : MAP_PRIVATE;
 		check(!ftruncate(file, LENGTH));
-		check(mmap(memory + LENGTH, LENGTH, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, file, 0) != MAP_FAILED);
+		for (int at = 0; at < LENGTH && kind == MAP_PRIVATE; at += sizeof(int)) {
+			int value = at / 4096 % 2 ? -1 : at + LENGTH;
+			check(pwrite(file, &value, sizeof(int), at) == sizeof(int));
+		}
+		check(mmap(memory + LENGTH, LENGTH, PROT_READ | PROT_WRITE, kind | MAP_FIXED, file, 0) != MAP_FAILED);
 	}
 	for (int at = 0; at < 2 * LENGTH; at += sizeof(int))
-		*(int *)(memory + at) = at;
+		if (!strchr(how, 'f') || at < LENGTH || at / 4096 % 2)
+			*(int *)(memory + at) = at;
 	check(!mprotect(memory + LENGTH, LENGTH, PROT_READ));
 	if (strchr(how, 'u')) {
 		int fd = syscall(SYS_userfaultfd, O_CLOEXEC);

@@ -5,18 +5,19 @@ Printed, never asserted: a busy machine is no bug.  `scripts/bench` sets up and 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.tree import descendants
 
 HERE = Path(__file__).resolve().parent
 
@@ -49,14 +50,6 @@ def seconds(argv: list[str], env: dict[str, str] | None = None) -> float:
     return time.perf_counter() - started
 
 
-def children(pid: int) -> Iterator[int]:
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
-            yield child
-            with contextlib.suppress(FileNotFoundError):
-                yield from children(child)
-
-
 def private_mib(pid: int) -> float:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
@@ -71,8 +64,8 @@ def idle_worker(client: Path) -> float:
         if launcher.stdout.readline() != b"ready\n":
             raise RuntimeError("the client did not start")
         # The worker was forked last: by the zygote, when the VM was created.
-        zygotes = {pid for pid in children(launcher.pid) for _ in children(pid)}
-        workers = [pid for pid in children(launcher.pid) if pid not in zygotes and b"idle" not in argv(pid)]
+        zygotes = {pid for pid in descendants(launcher.pid) for _ in descendants(pid)}
+        workers = [pid for pid in descendants(launcher.pid) if pid not in zygotes and b"idle" not in argv(pid)]
         result = max(map(private_mib, workers))
         assert launcher.stdin is not None
         launcher.stdin.close()
@@ -97,6 +90,12 @@ def resolutions() -> float:
     from benchmarks.faults import millions_per_second  # a second's worth of imports
 
     return millions_per_second()
+
+
+def linux() -> Table:
+    from benchmarks.linux import table
+
+    return table()
 
 
 def guest_instructions() -> Table:
@@ -174,6 +173,9 @@ def main() -> None:
     with console.status("guest instructions"):
         instructions = guest_instructions()
     console.print(instructions)
+    with console.status("Linux in QEMU"):
+        guests = linux()
+    console.print(guests)
 
 
 main()

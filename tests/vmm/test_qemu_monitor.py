@@ -13,7 +13,7 @@ from tests.vmm.conftest import Linux
 from tests.vmm.qemu import EXIT_DEVICE, POWERED_OFF, Qemu
 from tests.vmm.verdicts import passed
 
-SECONDS = 200
+SECONDS = 300
 
 pytestmark = pytest.mark.timeout(2 * SECONDS)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvmfs.abi.caps import Cap
 from kvmfs.abi.ioctls import KVM_CREATE_VM, KVM_RUN, Fd
-from kvmfs.kvm import caps, system, vcpu, vm
+from kvmfs.kvm import caps, system, vcpu, vfio, vm
 
 TRANSPORT = {Fd.SYSTEM: KVM_CREATE_VM, Fd.VCPU: KVM_RUN}
 """Ioctls that the transport does with what this package gives it."""
@@ -14,7 +14,7 @@ def ioctls() -> dict[str, set[str]]:
     """By kind of fd, the names of the ioctls that are answered."""
     works = {
         str(table.fd.name): {entry.row.name for entry in table.entries.values()}
-        for table in (system.table, vm.TABLE, vcpu.TABLE)
+        for table in (system.table, vm.TABLE, vcpu.TABLE, vfio.table)
     }
     for fd, row in TRANSPORT.items():
         works[str(fd.name)].add(row.name)

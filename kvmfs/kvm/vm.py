@@ -12,14 +12,14 @@ from kvmfs.abi import ioctls
 from kvmfs.abi.ioctls import Fd
 from kvmfs.abi.layout import PAGE_SIZE, u64
 from kvmfs.abi.limits import KVM_MAX_VCPU_IDS, KVM_MAX_VCPUS
-from kvmfs.abi.vm import KVM_X86_SW_PROTECTED_VM, CreateDevice
+from kvmfs.abi.vm import KVM_X86_SW_PROTECTED_VM
 from kvmfs.irqchip import eventfds
 from kvmfs.irqchip import ioctls as irqchip_ioctls
 from kvmfs.irqchip.board import Board
 from kvmfs.irqchip.chips_state import Chips
 from kvmfs.irqchip.eventfds import Eventfds
 from kvmfs.jit.mmu import layout as mmu
-from kvmfs.kvm import attributes, caps, clock, coalesced, dirty, guest_memfd, msr_filter, report, slots, stats
+from kvmfs.kvm import attributes, caps, clock, coalesced, dirty, guest_memfd, msr_filter, report, slots, stats, vfio
 from kvmfs.kvm.accounts import Accounts
 from kvmfs.kvm.block import Block
 from kvmfs.kvm.caller import Caller
@@ -113,6 +113,7 @@ class Vm:
         self.accounts = Accounts()
         self.block[Words.ACCOUNTS] = self.accounts.address
         self.traced = VmTrace(native)
+        self.vfio: vfio.VfioDevice | None = None
 
     def has_quirk(self, quirk: int) -> bool:
         """kvm_check_has_quirk."""
@@ -279,12 +280,6 @@ def set_tsc_khz(vm: Vm, caller: Caller, arg: int) -> None:
     vm.tsc_khz = khz or vm.native.host_khz
 
 
-@own.ioctl(ioctls.KVM_CREATE_DEVICE)
-def create_device(vm: Vm, caller: Caller, arg: CreateDevice) -> None:
-    """x86 has VFIO only, and there is none."""
-    fail(errno.ENODEV)
-
-
 TABLE: Final[Table[Vm]] = Table(
     Fd.VM,
     own,
@@ -299,4 +294,5 @@ TABLE: Final[Table[Vm]] = Table(
     irqchip_ioctls.table,
     clock.table,
     eventfds.table,
+    vfio.vm_table,
 )

@@ -10,7 +10,7 @@ from kvmfs.abi import ioctls
 from kvmfs.abi.caps import Cap
 from kvmfs.abi.layout import u64
 from kvmfs.abi.vcpu import KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, MpState
-from kvmfs.abi.vm import CreateDevice, EnableCap
+from kvmfs.abi.vm import EnableCap
 from kvmfs.kvm.vm import TABLE, Vm
 from tests.unit.kvm.fakes import BAD, FakeClient
 
@@ -174,8 +174,3 @@ def test_tsc_frequency_of_vcpus_to_come(vm: Vm, client: FakeClient) -> None:
     assert client.call(vm.vcpus[0], ioctls.KVM_GET_TSC_KHZ) == 2_000_000
     client.call(vm, ioctls.KVM_SET_TSC_KHZ, 0)
     assert client.call(vm, ioctls.KVM_GET_TSC_KHZ) == 1_000_000
-
-
-@pytest.mark.parametrize("kind", range(14))
-def test_there_are_no_devices(vm: Vm, client: FakeClient, kind: int) -> None:
-    assert client.fails(vm, ioctls.KVM_CREATE_DEVICE, CreateDevice(type=kind, flags=1)) == errno.ENODEV

@@ -30,6 +30,9 @@ libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.mremap.restype = ctypes.c_void_p
+libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 MEMORY = 2 << 20  # guest memory, from gpa 0 on
 CODE, STACK, DATA = 0x1000, 0x8000, 0x9000
@@ -66,6 +69,12 @@ class ThisProcess:
             raise OSError(ctypes.get_errno(), "mmap")
         self._files.append((address, size, fd))
         return int(address)
+
+    def forget(self, address: int, now: int = 0) -> None:
+        """What was mapped at `address` is there no more, but at `now` if it was moved."""
+        for index, (start, size, fd) in enumerate(self._files):
+            if start == address:
+                self._files[index] = (now, size, fd)
 
     def read(self, address: int, size: int) -> bytes:
         return ctypes.string_at(address, size)

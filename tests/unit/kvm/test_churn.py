@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from kvmfs.kvm.words import SERVICE
 from tests.unit.kvm.inprocess import CODE, DATA, MMIO, PAGE, STACK, Machine
 
 VCPUS = 2
-ROUNDS = 60
+ROUNDS = 24
 PRIVATE = 8
 READONLY, LOG = 2, 1
 READ = "488b03488907" + "48ff4708" + "ebf4"  # 1: mov rax, [rbx]; mov [rdi], rax; inc qword [rdi+8]; jmp 1b
@@ -98,7 +99,7 @@ class Guests:
         counters = [DATA + 64 * index + 8 for index in range(VCPUS)]
         wanted = [self.word(at) + count for at in counters]
         while any(self.word(at) < target for at, target in zip(counters, wanted, strict=True)):
-            pass
+            os.sched_yield()
         return [self.word(DATA + 64 * index) for index in range(VCPUS)]
 
     def new_page(self, word: int) -> int:
@@ -145,7 +146,7 @@ def test_a_slot_that_becomes_read_only_is_never_written_again() -> None:
     page = guests.new_page(0)
     guests.machine.set_slot(1, MMIO, page, PAGE)
     with guests:
-        for _ in range(ROUNDS // 4):
+        for _ in range(ROUNDS // 2):
             guests.machine.set_slot(1, 0, 0, 0)  # KVM changes READONLY by making the slot anew
             guests.machine.set_slot(1, MMIO, page, PAGE, flags=READONLY)
             before = ctypes.c_uint64.from_address(page).value
@@ -190,11 +191,11 @@ def test_attributes_that_leave_nothing_behind_are_memory_faults_until_they_chang
     guests = Guests(READ, kind=1)
     guests.machine.set_slot(1, MMIO, guests.new_page(5), PAGE)
     with guests:
-        for _ in range(ROUNDS // 4):
+        for _ in range(ROUNDS // 2):
             guests.set_private(True)
             faults = len(guests.faults)
             while len(guests.faults) < faults + 4:
-                pass
+                os.sched_yield()
             guests.set_private(False)
             assert guests.rounds() == [5] * VCPUS
     assert set(guests.faults) == {(MMIO, PRIVATE)}
@@ -218,8 +219,6 @@ def test_holes_punched_into_private_memory_under_locked_increments() -> None:
 
 
 def read_private(gmem: Any) -> bytes:
-    import os
-
     return os.pread(gmem._memfd, 8, 0)
 
 

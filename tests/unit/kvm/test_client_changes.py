@@ -18,6 +18,8 @@ LOAD, STORE, OUT80 = "488b03", "488903", "e680"  # mov rax, [rbx]; mov [rbx], ra
 LOADS = (LOAD + OUT80) * 8
 STORES = (STORE + OUT80) * 8
 PAGES = 8
+MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
+MADV_DONTNEED, MADV_REMOVE, MADV_MERGEABLE = 4, 9, 12
 
 
 class Changing(Machine):
@@ -27,6 +29,13 @@ class Changing(Machine):
         super().__init__(code)
         self.shared = self.client.map_file(PAGES * PAGE)
         self.set_slot(1, MMIO, self.shared, PAGES * PAGE)
+
+    def elsewhere(self) -> int:
+        """An address where PAGES pages fit, and nothing is."""
+        address = self.client.map_file(PAGES * PAGE)
+        self.client.forget(address)
+        libc.munmap(address, PAGES * PAGE)
+        return address
 
     def touch(self, page: int = 0) -> int:
         """Run up to the next exit, with an access to a page of the slot: KVM_RUN's result."""
@@ -86,6 +95,37 @@ def test_protected_against_writing(stores: Changing) -> None:
 def test_protected_against_all(loads: Changing) -> None:
     libc.mprotect(loads.shared, PAGES * PAGE, 0)
     assert loads.touch() == -errno.EFAULT
+
+
+def test_moved_away(loads: Changing) -> None:
+    moved = libc.mremap(loads.shared, PAGES * PAGE, PAGES * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, loads.elsewhere())
+    assert loads.touch() == -errno.EFAULT
+    assert loads.page.exit_reason == Exit.UNKNOWN
+    loads.set_slot(1, 0, 0, 0)
+    loads.client.forget(loads.shared, moved)
+    loads.set_slot(1, MMIO, moved, PAGES * PAGE)
+    assert loads.touch() == 0  # the same memory at its new place
+    loads.shared = moved
+
+
+def test_something_else_moved_there(loads: Changing) -> None:
+    other = loads.client.map_file(PAGE)
+    ctypes.c_uint64.from_address(other).value = 0x1234
+    libc.mremap(other, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, loads.shared)
+    assert loads.touch() == 0
+    assert loads.regs.rax == 0x1234
+    assert not loads.is_direct(0)
+    assert loads.is_direct(1)
+
+
+def test_holes_are_seen_at_once_and_dropped_page_tables_are_not(loads: Changing) -> None:
+    word = ctypes.c_uint64.from_address(loads.shared)
+    for advice, left in ((MADV_DONTNEED, 0x77), (MADV_MERGEABLE, 0x77), (MADV_REMOVE, 0)):
+        word.value = 0x77
+        assert libc.madvise(loads.shared, PAGE, advice) == 0
+        assert loads.touch() == 0
+        assert loads.regs.rax == word.value == left
+    assert loads.is_direct(0)
 
 
 def test_mapped_once_more_for_a_new_slot(loads: Changing) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import itertools
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -209,7 +210,7 @@ def test_a_signal_ends_a_delay() -> None:
     inject(machine, f"delay:gpa={DATA},for=60s")
     thread, results = run_in_thread(machine)
     while not log_of_matches(machine):
-        pass
+        os.sched_yield()
     machine.vm.native.request(machine.vcpu.context, S.REQ_STOP)
     thread.join(30)
     assert results == [-errno.EINTR]
@@ -234,7 +235,7 @@ def test_slots_can_change_during_a_delay() -> None:
     inject(machine, f"delay:gpa={MMIO},for=60s")
     thread, _ = run_in_thread(machine)
     while not log_of_matches(machine):
-        pass
+        os.sched_yield()
     machine.set_slot(1, 0, 0, 0)  # returns while the vCPU waits
     machine.vm.native.request(machine.vcpu.context, S.REQ_STOP)
     thread.join(30)
@@ -263,7 +264,7 @@ def test_two_vcpus_share_a_rules_count() -> None:
     for thread in threads:
         thread.start()
     while len(failures) < 40:
-        pass
+        os.sched_yield()
     for vcpu in (machine.vcpu, other):
         machine.vm.native.request(vcpu.context, S.REQ_STOP)
     for thread in threads:

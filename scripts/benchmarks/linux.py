@@ -1,4 +1,4 @@
-"""Debian's Linux in QEMU, on kvmfs and on TCG: from QEMU's start to the guest's power-off; and what an idle guest costs.
+"""Debian's Linux in QEMU, on kvmfs and on TCG: from start to the guest's power-off; and what an idle guest costs.
 
 `scripts/bench linux` prints this alone. KVMFS_VM names a directory with the kernel's vmlinux.
 """

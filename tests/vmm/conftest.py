@@ -27,7 +27,7 @@ def compile_program(folder: Path, *sources: str, options: tuple[str, ...] = ()) 
     """The program that is named as its first source."""
     if not shutil.which("gcc"):
         paths.missing("no gcc to compile programs with")
-    program = folder / sources[0]
+    program = folder / Path(sources[0]).name
     files = [PROGRAMS / f"{source}.c" for source in sources]
     flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-pthread", *options]
     subprocess.run(["gcc", *flags, "-o", program, *files, "-lm"], check=True)
@@ -67,7 +67,7 @@ class Linux:
 def check(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """programs/check.c: an init that checks the machine."""
     folder = tmp_path_factory.mktemp("check")
-    return compile_program(folder, "check", "check_devices", options=("-static",)).read_bytes()
+    return compile_program(folder, "check", "check_devices", "check_serial", options=("-static",)).read_bytes()
 
 
 @pytest.fixture(scope="session")
@@ -147,6 +147,7 @@ def start_qemu(no_leaks: None, tmp_path: Path) -> Iterator[Callable[..., Qemu]]:
 
 
 @pytest.fixture(scope="session")
-def boot64(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """programs/boot64.c: a monitor that boots a vmlinux by its 64-bit entry point."""
-    return compile_program(tmp_path_factory.mktemp("boot64"), "boot64")
+def monitor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """programs/monitor: makes the calls of other monitors, and boots Linux as they do."""
+    sources = ("main", "memory", "entry", "devices")
+    return compile_program(tmp_path_factory.mktemp("monitor"), *(f"monitor/{source}" for source in sources))

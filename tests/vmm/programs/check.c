@@ -9,6 +9,7 @@
  *	tlb		what one CPU unmaps no other can touch any more
  *	alive		the clock goes on, and no state is lost, until somebody types `quit`
  *	disk:SUM	/dev/vda's Adler-32
+ *	serial		what is written to the first serial port is sent, upon interrupts
  *	net:N		the other one of 10.0.0.1 and 10.0.0.2 answers pings, and a megabyte comes through
  */
 #define _GNU_SOURCE
@@ -257,7 +258,7 @@ static const struct {
 	const char *(*run)(const char *argument);	/* NULL, or what is wrong */
 } checks[] = {
 	{ "cpus", cpus }, { "timer", timer }, { "preempt", preempt }, { "fpu", fpu }, { "tlb", tlb }, { "alive", alive },
-	{ "disk", disk }, { "net", net },
+	{ "disk", disk }, { "net", net }, { "serial", serial },
 };
 
 static int run(char *name)

@@ -57,6 +57,23 @@ def test_logical_destinations() -> None:
     assert [cpu.requested() for cpu in guest.cpus] == [[0x41], [], [0x41]]
 
 
+def test_the_lowest_priority_is_one_of_those_meant() -> None:
+    guest = Guest(cpus=3)
+    for number, cpu in enumerate(guest.cpus):
+        cpu.set_register(A.APIC_LDR, 1 << number << 24)
+    guest.redirect(PIN, 0x41 | A.APIC_DM_LOWEST | LOGICAL | 0b110 << 56)
+    assert guest.line(PIN, 1) == 1
+    assert sorted(cpu.requested() for cpu in guest.cpus[1:]) == [[], [0x41]]
+    assert guest.cpus[0].requested() == []
+
+
+def test_a_pin_may_be_an_nmi() -> None:
+    guest = Guest("cli\nhlt", cpus=2)
+    guest.redirect(PIN, A.APIC_DM_NMI | 1 << 56)
+    assert guest.line(PIN, 1) == 1
+    assert guest.cpus[1].next_vector() == 2
+
+
 def test_registers() -> None:
     reads = "".join(
         f"mov dword ptr [rbx], {register}\nmov eax, [rbx+16]\nout 0x77, al\nshr eax, 16\nout 0x77, al\n"

@@ -125,6 +125,12 @@ def test_an_nmi_comes_whatever_if_says() -> None:
     assert seen == [2]
 
 
+def test_the_clients_nmi_wakes_a_halted_processor() -> None:
+    guest = Guest("cli\nhlt")
+    guest.call(guest.vcpu, ioctls.KVM_NMI)
+    assert guest.next_vector() == 2
+
+
 def test_init_and_sipi_start_a_processor() -> None:
     text = icr(A.APIC_DM_INIT | A.APIC_INT_ASSERT, 1) + icr(A.APIC_DM_STARTUP | 0x12, 1) + "out 0x77, al\n"
     guest = Guest(text, cpus=2)
@@ -175,6 +181,23 @@ def test_x2apic_ipis() -> None:
     to_x2apic(guest)
     guest.next_vector()
     assert [cpu.requested() for cpu in guest.cpus] == [[0x52], [], [0x41]]
+
+
+@pytest.mark.parametrize(
+    ("low", "dest", "takers"),
+    [
+        (0x41, 0b110, [1, 2]),
+        (0x41, 1 << 16 | 0b101, [16, 18]),
+        (0x41, 2 << 16 | 1, []),
+        (0x41, 0xFFFFFFFF, list(range(20))),
+        (0x41 | A.APIC_DM_LOWEST, 1 << 16 | 0b11, [16 + 0x41 % 2]),
+    ],
+)
+def test_x2apic_clusters(low: int, dest: int, takers: list[int]) -> None:
+    guest = Guest(wrmsr(0x830, low | A.APIC_DEST_LOGICAL, dest) + "cli\nout 0x77, al", cpus=20)
+    to_x2apic(guest)
+    guest.next_vector()
+    assert [number for number, cpu in enumerate(guest.cpus) if cpu.requested()] == takers
 
 
 def test_an_x2apic_register_that_is_not_there_faults() -> None:

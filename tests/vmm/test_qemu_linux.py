@@ -12,7 +12,7 @@ from tests.vmm.conftest import Disk, Linux
 from tests.vmm.qemu import EXIT_DEVICE, POWERED_OFF, Qemu
 from tests.vmm.verdicts import passed
 
-SECONDS = 300
+SECONDS = 400
 
 pytestmark = pytest.mark.timeout(2 * SECONDS)
 

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import itertools
 import os
+import select
 import signal
 import struct
 import time
@@ -86,7 +87,6 @@ class VmProcess:
         """Its inspection file (kvmfs.kvm.inspection), open for reading; -1: it has none."""
         self._backing = 0
         self._goodbye = False
-        self._orphaned = False
         self._started = trio.Event()
         self._stopped = trio.Event()
         self._failure: OSError | None = None
@@ -168,8 +168,13 @@ class VmProcess:
     async def _watch_client(self, scope: trio.CancelScope) -> None:
         with scope:
             await trio.lowlevel.wait_readable(self._client_pidfd)
-            self._orphaned = True
             self.kill()
+
+    def _client_has_ended(self) -> bool:
+        """The worker, which looks for that, too, may have been faster."""
+        poll = select.poll()
+        poll.register(self._client_pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
     # Answers held back ------------------------------------------------------------------------------------------------
 
@@ -261,7 +266,7 @@ class VmProcess:
         if not self._started.is_set():
             self._failure = OSError(number, why)
             self._started.set()
-        elif not self._goodbye and not self._orphaned:
+        elif not self._goodbye and not self._client_has_ended():
             self._log(f"VM process {self.pid} of {self.client.tgid} died\n{self.stderr()}".rstrip())
 
     def stderr(self) -> str:

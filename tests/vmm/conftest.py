@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -133,15 +134,14 @@ def huge_pages() -> Iterator[None]:
 
 @pytest.fixture
 def start_qemu(no_leaks: None, tmp_path: Path) -> Iterator[Callable[..., Qemu]]:
-    """`start_qemu(irqchip, *arguments, serial="stdio", monitor=False)`: a Qemu, with a folder of its own."""
+    """`start_qemu(irqchip, *arguments, **options)`: a Qemu (its options), with a folder of its own."""
     with ExitStack() as running:
         count = 0
 
-        def start(irqchip: str, *arguments: str | Path, serial: str = "stdio", monitor: bool = False) -> Qemu:
+        def start(irqchip: str, *arguments: str | Path, **options: Any) -> Qemu:
             nonlocal count
             count += 1
-            qemu = Qemu(tmp_path / f"qemu{count}", irqchip, arguments, serial=serial, monitor=monitor)
-            return running.enter_context(qemu)
+            return running.enter_context(Qemu(tmp_path / f"qemu{count}", irqchip, arguments, **options))
 
         yield start
 

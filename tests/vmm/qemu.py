@@ -41,6 +41,7 @@ class Qemu:
         *,
         serial: str = "stdio",
         monitor: bool = False,
+        transport: str = "auto",
     ) -> None:
         program = shutil.which("qemu-system-x86_64")
         if not program:
@@ -58,7 +59,7 @@ class Qemu:
         self._text = ""
         self._started = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "kvmfs", "run", "--", *words],
+            [sys.executable, "-m", "kvmfs", "run", "--transport", transport, "--", *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

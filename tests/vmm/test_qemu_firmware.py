@@ -33,13 +33,16 @@ def test_it_finds_the_processors_and_nothing_to_boot(
     qemu.expect("No bootable device.", SECONDS)
 
 
-def boots_from_a_disk(start_qemu: Callable[..., Qemu], irqchip: str, disk: Path, *arguments: str) -> None:
+def boots_from_a_disk(
+    start_qemu: Callable[..., Qemu], irqchip: str, disk: Path, *arguments: str, transport: str = "auto"
+) -> None:
     # A boot sector that powers the machine off: mov al, 0; out 0xf4, al
     disk.write_bytes(bytes.fromhex("b000e6f4ebfe").ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
     qemu = start_qemu(
         irqchip,
         *("-m", "64", "-machine", "graphics=off", "-boot", "menu=on,splash-time=1"),
         *("-drive", f"file={disk},format=raw,if=ide", *EXIT_DEVICE, *arguments),
+        transport=transport,
     )
     qemu.expect("SeaBIOS \\(version", SECONDS)
     qemu.expect("Press ESC for boot menu", SECONDS)
@@ -51,6 +54,11 @@ def boots_from_a_disk(start_qemu: Callable[..., Qemu], irqchip: str, disk: Path,
 @pytest.mark.parametrize("irqchip", ["off", "on", "split"])
 def test_it_boots_from_a_disk(start_qemu: Callable[..., Qemu], irqchip: str, tmp_path: Path) -> None:
     boots_from_a_disk(start_qemu, irqchip, tmp_path / "disk")
+
+
+def test_it_boots_without_fuse(start_qemu: Callable[..., Qemu], tmp_path: Path) -> None:
+    """Timer interrupts by KVM_INTERRUPT: a signal to the vCPU's thread for each."""
+    boots_from_a_disk(start_qemu, "off", tmp_path / "disk", transport="seccomp")
 
 
 @pytest.mark.usefixtures("huge_pages")

@@ -171,7 +171,7 @@ class VcpuClock:
             return
         host_tsc, now, is_master = vcpu.vm.clock.snapshot()
         page.version = (page.version + 1 | 1) & MASK32
-        page.tsc_timestamp = ((host_tsc * state[S.TSC_RATIO] >> 32) + state[S.TSC_OFFSET]) & MASK64
+        page.tsc_timestamp = vcpu.tsc.at(host_tsc)
         page.system_time = now & MASK64
         hertz = (vcpu.vm.native.host_khz * state[S.TSC_RATIO] >> 32) * 1000
         page.tsc_shift, page.tsc_to_system_mul = time_scale(NSEC_PER_SEC, hertz)

@@ -36,6 +36,7 @@ PV_FEATURES = (
     | 1 << para.KVM_FEATURE_PV_EOI
     | 1 << para.KVM_FEATURE_PV_UNHALT
     | 1 << para.KVM_FEATURE_PV_SEND_IPI
+    | 1 << para.KVM_FEATURE_POLL_CONTROL
     | 1 << para.KVM_FEATURE_CLOCKSOURCE_STABLE_BIT
 )
 """Those that are there on every host."""

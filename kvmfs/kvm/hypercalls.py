@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +12,7 @@ from kvmfs.abi.exits import Exit
 from kvmfs.abi.run import KVM_EXIT_HYPERCALL_LONG_MODE
 from kvmfs.jit import state as S
 from kvmfs.kvm import words as W
+from kvmfs.kvm.tsc import sample
 from kvmfs.kvm.words import Cpu
 
 if TYPE_CHECKING:
@@ -43,8 +45,14 @@ def _poll_irq(vcpu: Vcpu, arguments: list[int]) -> int:
 
 
 def _clock_pairing(vcpu: Vcpu, arguments: list[int]) -> int:
-    """What KVM says where the host's clock is not the TSC: no pair of times can be read at one instant."""
-    return -para.KVM_EOPNOTSUPP
+    """kvm_pv_clock_pairing: the wall clock, and the guest's TSC at the same time."""
+    gpa, clock = arguments[:2]
+    if clock != para.KVM_CLOCK_PAIRING_WALLCLOCK:
+        return -para.KVM_EOPNOTSUPP
+    host_tsc, now = sample(vcpu.vm.native.rdtsc, time.CLOCK_REALTIME)
+    seconds, nanoseconds = divmod(now, 1_000_000_000)
+    pair = para.ClockPairing(sec=seconds, nsec=nanoseconds, tsc=vcpu.tsc.at(host_tsc))
+    return 0 if vcpu.write_guest(gpa, pair) else -para.KVM_EFAULT
 
 
 def _sched_yield(vcpu: Vcpu, arguments: list[int]) -> int:

@@ -242,6 +242,22 @@ def _write_pv_eoi(vcpu: Vcpu, number: int, value: int, host: bool) -> None:
     vcpu.pv_eoi = value
 
 
+@reads(P.MSR_KVM_POLL_CONTROL)
+def _read_poll_control(vcpu: Vcpu, number: int, host: bool) -> int:
+    if not vcpu.pv_has(P.KVM_FEATURE_POLL_CONTROL):
+        raise Unsupported
+    return vcpu.msr.get(number, 1)
+
+
+@writes(P.MSR_KVM_POLL_CONTROL)
+def _write_poll_control(vcpu: Vcpu, number: int, value: int, host: bool) -> None:
+    """Whether a HLT may poll before it sleeps. It never does, as in KVM with halt_poll_ns=0."""
+    if not vcpu.pv_has(P.KVM_FEATURE_POLL_CONTROL):
+        raise Unsupported
+    require(value <= 1)
+    vcpu.msr[number] = value
+
+
 # Kept, with conditions -----
 
 

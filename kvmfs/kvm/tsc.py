@@ -75,7 +75,11 @@ class GuestTsc:
         return self._rdtsc() * self._state[S.TSC_RATIO] >> 32
 
     def now(self) -> int:
-        return (self._scaled() + self._state[S.TSC_OFFSET]) & _MASK
+        return self.at(self._rdtsc())
+
+    def at(self, host_tsc: int) -> int:
+        """What the guest's counter shows when the host's shows that (kvm_read_l1_tsc)."""
+        return ((host_tsc * self._state[S.TSC_RATIO] >> 32) + self._state[S.TSC_OFFSET]) & _MASK
 
     def set_khz(self, khz: int) -> None:
         """KVM_SET_TSC_KHZ, with 0 < khz < max_khz(): the counter's rate changes, and with it its value."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import time
 
 import pytest
 
@@ -23,7 +24,7 @@ from kvmfs.abi.vm import (
 from kvmfs.kvm.caps import check_extension
 from kvmfs.kvm.hostcpu import host_cpu
 from kvmfs.kvm.msrs import write_msr
-from tests.unit.kvm.inprocess import CODE, Machine, run_in_thread
+from tests.unit.kvm.inprocess import CODE, DATA, Machine, run_in_thread
 
 VMCALL, VMMCALL, MONITOR, MWAIT, HLT = "0f01c1", "0f01d9", "0f01c8", "0f01c9", "f4"
 MISC_ENABLE, MWAIT_BIT = 0x1A0, 1 << 18
@@ -68,7 +69,6 @@ def test_without_the_quirk_it_is_undefined() -> None:
     [
         (para.KVM_HC_VAPIC_POLL_IRQ, 0),
         (para.KVM_HC_SCHED_YIELD, 0),
-        (para.KVM_HC_CLOCK_PAIRING, -para.KVM_EOPNOTSUPP),
         (para.KVM_HC_MAP_GPA_RANGE, -para.KVM_ENOSYS),
         (para.KVM_HC_MMU_OP, -para.KVM_ENOSYS),
         (77, -para.KVM_ENOSYS),
@@ -76,6 +76,20 @@ def test_without_the_quirk_it_is_undefined() -> None:
 )
 def test_answers(number: int, result: int) -> None:
     assert answer(Machine(natives()[0] + HLT), number) == result
+
+
+def test_clock_pairing() -> None:
+    machine = Machine(natives()[0] + HLT)
+    before, tsc_before = time.time_ns(), machine.vcpu.tsc.now()
+    assert answer(machine, para.KVM_HC_CLOCK_PAIRING, DATA) == 0
+    pair = para.ClockPairing.from_buffer_copy(machine.at(DATA, 64))
+    assert before <= pair.sec * 1_000_000_000 + pair.nsec <= time.time_ns()
+    assert tsc_before < pair.tsc < machine.vcpu.tsc.now()
+
+
+@pytest.mark.parametrize(("gpa", "clock", "result"), [(DATA, 1, para.KVM_EOPNOTSUPP), (1 << 40, 0, para.KVM_EFAULT)])
+def test_clock_pairing_that_cannot_be(gpa: int, clock: int, result: int) -> None:
+    assert answer(Machine(natives()[0] + HLT), para.KVM_HC_CLOCK_PAIRING, gpa, clock) == -result
 
 
 def test_features_that_cpuid_lacks_can_be_enforced() -> None:

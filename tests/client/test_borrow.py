@@ -74,6 +74,16 @@ def test_signals_neither_interrupt_nor_get_lost(device: Device, compiled: Compil
     assert client.result() == (0, "0 interrupted\n")
 
 
+@pytest.mark.parametrize("how", ["caught", "blocked"])
+def test_a_memory_error_is_told_as_the_kernel_does(device: Device, compiled: Compiled, how: str) -> None:
+    client = Client(device, compiled("poison"), how)
+    with device.next().stopped() as borrow:
+        borrow.poison(0x7F00_1234_5000)
+        borrow.finish(-errno.EINTR)
+    told = "code 4 address 0x7f0012345000 width 12"  # BUS_MCEERR_AR
+    assert client.result() == (0, f"result {-errno.EINTR}\n{told}\n")
+
+
 def test_result_is_what_finish_says(device: Device, compiled: Compiled) -> None:
     client = Client(device, compiled("once"), "-")
     with device.next().stopped() as borrow:

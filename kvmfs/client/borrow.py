@@ -36,7 +36,8 @@ from kvmfs.client.inject import Injection
 from kvmfs.client.ptrace import Tracee
 
 PATIENCE = 5.0
-"""Seconds that a client has for each step before we give up on it."""
+"""Seconds that a client has for each step before we give up on it: of our waiting, not of a clock. On a machine so busy
+that we are not waked in time, the client is not run either."""
 
 LEASE = 60.0
 """Seconds that a client is held while nobody asks anything of it; then it is let go."""
@@ -210,9 +211,10 @@ class Borrow:
             raise OSError(errno.ESRCH, f"thread {self.tid} is out of our hands")
         call = _Call(function)
         self._calls.put(call)
-        deadline = time.monotonic() + (PATIENCE if patience is None else patience)
+        looks = (PATIENCE if patience is None else patience) / _LOOK
         while not call.wait(_LOOK):
-            if (dead := _is_dead(self.tid)) or time.monotonic() > deadline:
+            looks -= 1
+            if (dead := _is_dead(self.tid)) or looks < 0:
                 call.give_up()
                 if call.given_up:
                     self._over = self._parked = True

@@ -137,7 +137,7 @@ class Tracee:
     def wait(self, seconds: float | None = None) -> Stop:
         """Wait until the thread stops, for as long as it takes. It leaves the CPU and the GIL to others.
 
-        With `seconds`, OSError(EIO) after that time: waitpid knows no time limit, so this looks now and then.
+        With `seconds`, OSError(EIO) after so long a sleep: waitpid knows no time limit, so this looks now and then.
         """
         self._assert_tracer()
         try:
@@ -153,16 +153,16 @@ class Tracee:
 
     def _report(self, seconds: float | None) -> int:
         """What waitpid has of the thread. It asks for any tracee of this OS thread: see above."""
-        deadline = time.monotonic() + (seconds or 0)
-        pause = 1e-5
+        pause, left = 1e-5, seconds or 0.0
         while self.tid not in _reports.of:
             tid, status = os.waitpid(-1, _WALL | _WNOTHREAD | (0 if seconds is None else os.WNOHANG))
             if tid:
                 _reports.of[tid] = status
                 continue
-            if time.monotonic() > deadline:
+            if left < 0:
                 raise OSError(errno.EIO, f"thread {self.tid} did not stop")
             time.sleep(pause)
+            left -= pause
             pause = min(2 * pause, 1e-2)
         return _reports.of.pop(self.tid)
 

@@ -4,12 +4,13 @@ from .. import state as S
 from ..build import Group, compiled
 from ..mmu.group import LOAD_PDPTES, TLB_FLUSH, TLB_FLUSH_PAGE
 from ..raw import call2, load8, load64, lshr, shl, store64, zext32
-from .access import effective, noncanonical, offset, read_mem, segmented, truncate, write_mem
+from .access import effective, offset, read_mem, truncate, write_mem
+from .canonical import keepable
 from .debug import arm_breakpoints, general_detect
 from .operand import done, dst, fault, leave_next, rip_here, src
 from .record import ASIZE, AUX, OSIZE, SEG_PTR
 from .segment import put_selector, umip_forbids
-from .supervisor import call_member, derive_mode, raise_at
+from .supervisor import call_member, derive_mode, linear, raise_at
 
 group = Group("control", __name__)
 
@@ -261,7 +262,7 @@ def _load_table(base, limit):
         if read_mem(s, r, la + 2, size, s + S.T1) == 0:
             return 0
         value = load64(s + S.T1)
-        if noncanonical(s, value, 1):
+        if keepable(value) == 0:
             return fault(s, r, S.GP, 0, 1)
         store64(s + base, value & 0xFFFFFF if load8(r + OSIZE) == 2 and size == 4 else value)
         store64(s + limit, load64(s + S.T0) & 0xFFFF)
@@ -278,12 +279,10 @@ group.add(_load_table(S.IDTR_BASE, S.IDTR_LIMIT), "lidt")
 
 @group.add
 def invlpg(s, r):
-    """No fault for a non-canonical address (SDM vol. 2)."""
+    """The operand is not accessed: no fault for a limit or an address that is not canonical (SDM vol. 2)."""
     la, seg = truncate(offset(s, r), load8(r + ASIZE)), load64(r + SEG_PTR)
     if seg != 0:
-        la = segmented(s, r, seg, la, 1, 0)
-        if load64(s + S.LEAVE) != 0:
-            return 0
+        la = linear(s, la + load64(seg + S.BASE))
     call2(load64(load64(s + S.FUNCTIONS) + 8 * TLB_FLUSH_PAGE), s, la)
     return leave_next(s, r)
 
@@ -295,10 +294,10 @@ def invpcid(s, r):
     kind = load64(dst(r))
     if load64(s + S.LEAVE) != 0 or read_mem(s, r, la, 8, s + S.T0) == 0 or read_mem(s, r, la + 8, 8, s + S.T1) == 0:
         return 0
-    pcid, linear = load64(s + S.T0), load64(s + S.T1)
+    pcid, address = load64(s + S.T0), load64(s + S.T1)
     if load64(s + S.HFLAGS) & S.MODE_CODE64 == 0:
         kind = zext32(kind)
-    if lshr(kind, 2) != 0 or (kind < 2 and (lshr(pcid, 12) != 0 or (kind == 0 and noncanonical(s, linear, 1)))):
+    if lshr(kind, 2) != 0 or (kind < 2 and (lshr(pcid, 12) != 0 or (kind == 0 and keepable(address) == 0))):
         return fault(s, r, S.GP, 0, 1)
     if kind < 2 and pcid != 0 and load64(s + S.CR4) & S.CR4_PCIDE == 0:
         return fault(s, r, S.GP, 0, 1)

@@ -2,9 +2,9 @@
 
 from .. import state as S
 from ..build import Group, compiled
-from ..mmu.walk import canonical
 from ..raw import load8, load64, store16, store64, zext32
 from .access import effective, pop_value, push_value, read_mem, set_rsp
+from .canonical import keepable
 from .descriptor import (
     attributes,
     data_descriptor,
@@ -202,7 +202,7 @@ def _load_system(target, available):
             if found == 0:
                 return 0
             high = load64(s + S.T2)
-            if found == 2 or attributes(high) & 0x1F or canonical(s, high << 32) == 0:
+            if found == 2 or attributes(high) & 0x1F or keepable(high << 32) == 0:
                 return selector_fault(s, S.GP, selector, 0)
         if available != LDT:  # LTR marks the TSS busy
             low |= 1 << 41

@@ -15,7 +15,7 @@ from ..raw import load8, load16, load64, memcpy, memset, store8, store16, store3
 from .access import call_slow, probe, truncate
 from .flags import SETTERS
 from .io import count_left, set_register, string_linear
-from .operand import LOAD, PUT, WIDTHS, leave_next, leave_to, rip_here, rip_next
+from .operand import LOAD, PUT, WIDTHS, leave_next, leave_to, rip_here
 from .record import ASIZE, FLAGS, RECORD_REP, RECORD_REPNE, SEG_PTR
 
 group = Group("string", __name__)
@@ -73,11 +73,18 @@ def advance(s, r, register, size, count):
 
 @compiled
 def finish(s, r, count, stop):
-    """`count` iterations are done: rCX, and RIP past the instruction unless it goes on."""
+    """`count` iterations are done: rCX, and RIP past the instruction unless it goes on.
+
+    What comes in between, an interrupt or an exit, finds RF set (SDM vol. 3, 17.3.1.1).
+    """
     if load16(r + FLAGS) & (RECORD_REP | RECORD_REPNE) == 0:
         return leave_next(s, r)
     set_register(r, s + S.RCX, load64(s + S.RCX) - count)
-    return leave_to(s, rip_next(s, r) if stop or count_left(s, r) == 0 else rip_here(s, r))
+    if stop or count_left(s, r) == 0:
+        store64(s + S.RFLAGS, load64(s + S.RFLAGS) & ~S.RF)
+        return leave_next(s, r)
+    store64(s + S.RFLAGS, load64(s + S.RFLAGS) | S.RF)
+    return leave_to(s, rip_here(s, r))
 
 
 def _movs(width):

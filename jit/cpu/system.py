@@ -6,8 +6,9 @@ from ..machine_code import machine_code
 from ..mmu.group import TLB_FLUSH
 from ..raw import call2, fence, load8, load16, load32, load64, lshr, rdtsc, shl, store64, umulh, zext32
 from . import features
-from .access import linear_rip, noncanonical, write_mem
+from .access import linear_rip, write_mem
 from .cache_line import clear_line, move_line
+from .canonical import keepable
 from .flags import set_arithmetic
 from .fpu_image import in_use
 from .operand import PUT, done, dst, fault, leave_next, rip_here
@@ -183,7 +184,7 @@ def wrmsr(s, r):
     word = word_of(s, number) if load64(s + S.MSR_EXITS) == 0 else 0
     if word == 0:
         return leave_for(s, r, S.EXIT_WRMSR, number, value)
-    if noncanonical(s, value, 1):
+    if keepable(value) == 0:
         return fault(s, r, S.GP, 0, 1)
     store64(word, value)
     return leave_next(s, r)
@@ -343,7 +344,7 @@ def _base_register(seg, write):
         wide = load8(r + OSIZE) == 8
         if write:
             value = load64(dst(r)) if wide else zext32(load64(dst(r)))
-            if noncanonical(s, value, 1):
+            if keepable(value) == 0:
                 return fault(s, r, S.GP, 0, 1)
             store64(s + seg + S.BASE, value)
             return leave_next(s, r)

@@ -105,7 +105,7 @@ def _write_word(vcpu: Vcpu, number: int, value: int, host: bool) -> None:
 
 @writes(M.MSR_FS_BASE, M.MSR_GS_BASE, M.MSR_KERNEL_GS_BASE, M.MSR_CSTAR, M.MSR_LSTAR)
 def _write_address(vcpu: Vcpu, number: int, value: int, host: bool) -> None:
-    require(is_canonical(value, vcpu.virtual_bits))
+    require(is_canonical(value, vcpu.max_virtual_bits))
     vcpu.state[_WORDS[number]] = value
     if number in (M.MSR_FS_BASE, M.MSR_GS_BASE):
         vcpu.state.derive()

@@ -10,7 +10,7 @@ from typing import Final
 
 from kvmfs.abi.msr_index import MSR_IA32_TSC_DEADLINE
 from kvmfs.irqchip.bus import group as bus
-from kvmfs.irqchip.lapic import FAULT, NOT_OURS
+from kvmfs.irqchip.lapic import OURS
 from kvmfs.irqchip.lapic import group as lapic
 from kvmfs.jit import state as S
 from kvmfs.jit.build import compiled
@@ -63,15 +63,6 @@ def mmio_read(s):
 
 
 @compiled
-def general_protection(s):
-    """kvm_inject_gp with error code 0."""
-    store64(s + S.EXC_VECTOR, S.GP)
-    store64(s + S.EXC_ERROR, 0)
-    store64(s + S.EXC_HAS_ERROR, 1)
-    store64(s + S.EXC_PENDING, 1)
-
-
-@compiled
 def is_filtered(s, number):
     """An MSR filter never holds for x2APIC registers."""
     return 1 if number == MSR_IA32_TSC_DEADLINE and load64(s + S.MSR_EXITS) else 0
@@ -79,17 +70,14 @@ def is_filtered(s, number):
 
 @compiled
 def read_apic_msr(s):
-    """1, or 0 when the MSR is not the APIC's."""
+    """1, or 0 when the MSR is not the APIC's, or refused: the client may want to hear of that."""
     number = load64(s + S.EXIT_ARGS)
     if is_filtered(s, number):
         return 0
     function = load64(load64(s + S.FUNCTIONS) + 8 * APIC_RDMSR)
     answer = call3(function, s, number, s + S.T0)
-    if answer == NOT_OURS:
+    if answer != OURS:
         return 0
-    if answer == FAULT:
-        general_protection(s)
-        return 1
     store64(s + S.RAX, zext32(load64(s + S.T0)))
     store64(s + S.RDX, lshr(load64(s + S.T0), 32))
     call(s, RETIRE)
@@ -103,10 +91,7 @@ def write_apic_msr(s):
         return 0
     function = load64(load64(s + S.FUNCTIONS) + 8 * APIC_WRMSR)
     answer = call3(function, s, number, load64(s + S.EXIT_ARGS + 8))
-    if answer == NOT_OURS:
+    if answer != OURS:
         return 0
-    if answer == FAULT:
-        general_protection(s)
-    else:
-        call(s, RETIRE)
+    call(s, RETIRE)
     return 1

@@ -19,7 +19,7 @@ from kvmfs.abi import msr_bits as B
 from kvmfs.abi import msr_index as M
 from kvmfs.abi.caps import Cap
 from kvmfs.abi.cpuid import CpuidEntry2
-from kvmfs.abi.cpuid_basic import Leaf1Ecx
+from kvmfs.abi.cpuid_basic import Leaf1Ecx, Leaf7Ecx
 from kvmfs.abi.debug import DB_VECTOR, PF_VECTOR
 from kvmfs.abi.ioctls import Fd
 from kvmfs.abi.limits import VCPU_MMAP_SIZE
@@ -207,9 +207,9 @@ class Vcpu:
         return bool(self.state[S.SINGLE_STEP])
 
     @property
-    def virtual_bits(self) -> int:
-        """Of a canonical linear address, with the guest's paging mode."""
-        return 57 if self.state[S.CR4] & S.CR4_LA57 else 48
+    def max_virtual_bits(self) -> int:
+        """Of an address that a register keeps, whatever the guest's paging mode (max_host_virt_addr_bits)."""
+        return 57 if supported_cpuid().has(Leaf7Ecx.LA57) else 48
 
     def is_legal_gpa(self, gpa: int) -> bool:
         return not gpa >> self.cpuid.max_physical_bits

@@ -122,3 +122,17 @@ def test_interrupt_whose_delivery_faults_is_gone(guest: System, how: str) -> Non
     assert guest[S.RBX] == 0x44 * 8 + 3  # IDT, EXT
     assert (guest[S.RIP], guest[S.RSP], guest[S.CS + S.SEL]) == (CODE + 2, STACK, KERNEL_CS)
     assert guest[S.INTR_INJECTED] == guest[S.INTR_REQUEST] == 0
+
+
+def test_rf_between_iterations(guest: System) -> None:
+    """SDM vol. 3, 17.3.1.1: set in the image of what comes between iterations of a string instruction, then gone."""
+    handler(guest, S.NMI, f"mov rax, [rsp + 16]; mov [{LOG:#x}], rax; pushf; pop rbx; iretq")
+    guest[S.RDI], guest[S.RCX] = 0x150000, 0x3000
+    guest.write(CODE, assemble("rep stosb; hlt", CODE))
+    guest[S.RIP] = CODE
+    assert guest.step() == S.EXIT_DEBUG
+    assert (guest[S.RIP], guest[S.RCX]) == (CODE, 0x2FFF)
+    ask(guest, NMI_PENDING=1)
+    assert guest.run() == S.EXIT_HLT
+    assert guest.words(LOG, 1)[0] & S.RF
+    assert (guest[S.RCX], guest[S.RIP], guest.rflags & S.RF) == (0, CODE + 3, 0)

@@ -353,3 +353,15 @@ def test_an_address_space_that_is_not_flushed_is_another_all_the_same() -> None:
     guest[S.RBX], guest[S.RSI] = window + 0x9000, 1 << 63 | 0x7001
     guest.execute("mov rax, [rbx]; mov cr3, rsi; mov rdx, [rbx]; hlt")
     assert [guest[at].to_bytes(8, "little") for at in (S.RAX, S.RDX)] == [b"old page", b"new page"]
+
+
+@pytest.mark.parametrize("text", ["wrmsr", "wrgsbase rbx", "lgdt [rsp - 16]", "invlpg [rbx]"])
+@pytest.mark.parametrize(("address", "fits"), [(1 << 46, True), (1 << 55, True), (1 << 56, False)])
+def test_what_registers_keep_may_have_57_bits(guest: System, text: str, address: int, fits: bool) -> None:
+    """With four levels of paging too, as on processors that have five: bases, MSRs; INVLPG never faults."""
+    guest[S.CR4] |= S.CR4_FSGSBASE
+    guest.write(STACK - 16, struct.pack("<HQ", 0x37, address))
+    guest[S.RBX], guest[S.RCX] = address, 0xC0000102
+    guest[S.RAX], guest[S.RDX] = address & 0xFFFFFFFF, address >> 32
+    guest.execute(f"{text}; mov ecx, 7; hlt")
+    assert (guest[S.RCX] == 7) == (fits or text == "invlpg [rbx]")

@@ -31,7 +31,8 @@ def test_every_listed_msr_is_saved_and_restored(vcpu: Vcpu, client: FakeClient) 
     [
         (M.MSR_STAR, 0x1234_5678_9ABC_DEF0, True),
         (M.MSR_LSTAR, 0xFFFF_8000_0000_0000, True),
-        (M.MSR_LSTAR, 0x8000_0000_0000, False),  # not canonical
+        (M.MSR_LSTAR, 0x80_0000_0000_0000, True),  # 57 bits, as processors with LA57 have it in any paging mode
+        (M.MSR_LSTAR, 0x100_0000_0000_0000, False),  # not canonical
         (M.MSR_KERNEL_GS_BASE, 1 << 62, False),
         (M.MSR_FS_BASE, 0x7FFF_FFFF_FFFF, True),
         (M.MSR_IA32_CR_PAT, 0x0007_0406_0007_0406, True),

@@ -38,7 +38,7 @@ from kvmfs.abi.vm import (
 )
 from kvmfs.irqchip.ioctls import split_irqchip
 from kvmfs.irqchip.words import Board
-from kvmfs.kvm import fpu, guest_debug
+from kvmfs.kvm import accounts, fpu, guest_debug
 from kvmfs.kvm.attributes import supported_attributes
 from kvmfs.kvm.caller import Caller
 from kvmfs.kvm.clock import CLOCK_FLAGS
@@ -84,7 +84,8 @@ YES: Final = (
     Cap.SET_GUEST_DEBUG, Cap.X86_ROBUST_SINGLESTEP, Cap.X86_USER_SPACE_MSR, Cap.X86_MSR_FILTER, Cap.BINARY_STATS_FD,
     Cap.PIT, Cap.PIT2, Cap.PIT_STATE2, Cap.REINJECT_CONTROL, Cap.IRQ_INJECT_STATUS, Cap.IRQFD, Cap.IRQFD_RESAMPLE,
     Cap.IOEVENTFD, Cap.IOEVENTFD_ANY_LENGTH, Cap.IOEVENTFD_NO_LENGTH, Cap.SIGNAL_MSI, Cap.SPLIT_IRQCHIP,
-    Cap.TSC_DEADLINE_TIMER, Cap.X86_APIC_BUS_CYCLES_NS, Cap.COALESCED_PIO,
+    Cap.TSC_DEADLINE_TIMER, Cap.X86_APIC_BUS_CYCLES_NS, Cap.COALESCED_PIO, Cap.CLOCKSOURCE, Cap.HALT_POLL,
+    Cap.IOAPIC_POLARITY_IGNORED,
 )  # fmt: skip
 
 DISABLE_EXITS: Final = KVM_X86_DISABLE_EXITS_PAUSE | KVM_X86_DISABLE_EXITS_HLT
@@ -101,6 +102,7 @@ VALUES: Final[dict[Cap, Callable[[], int]]] = {
     Cap.ADJUST_CLOCK: lambda: CLOCK_FLAGS,
     Cap.XCRS: lambda: int(supported_cpuid().has(Leaf1Ecx.XSAVE)),
     Cap.XSAVE2: fpu.uabi_size,
+    Cap.STEAL_TIME: lambda: int(accounts.are_kept()),
     Cap.SYNC_REGS: lambda: KVM_SYNC_X86_VALID_FIELDS,
     Cap.EXIT_HYPERCALL: lambda: KVM_EXIT_HYPERCALL_VALID_MASK,
     Cap.DISABLE_QUIRKS2: lambda: QUIRKS,
@@ -233,6 +235,12 @@ def _x2apic_api(vm: Vm, value: int) -> None:
         vm.board.block[Board.BROADCAST_QUIRK_OFF] = 1
 
 
+def _halt_poll(vm: Vm, value: int) -> None:
+    """The longest time, in ns, that a HLT may poll before it sleeps: it never does."""
+    if value >> 32:
+        fail(errno.EINVAL)
+
+
 def _apic_bus_cycles(vm: Vm, value: int) -> None:
     """The largest count and divider must not overflow."""
     if not value or value * MAX_TIMER_CYCLES >= 1 << 64:
@@ -261,6 +269,7 @@ ENABLE: Final[dict[Cap, Callable[[Vm, int], None]]] = {
     Cap.DIRTY_LOG_RING_ACQ_REL: _dirty_ring,
     Cap.SPLIT_IRQCHIP: split_irqchip,
     Cap.X2APIC_API: _x2apic_api,
+    Cap.HALT_POLL: _halt_poll,
     Cap.X86_APIC_BUS_CYCLES_NS: _apic_bus_cycles,
 }
 FLAGS_IGNORED: Final = (Cap.DIRTY_LOG_RING, Cap.DIRTY_LOG_RING_ACQ_REL)

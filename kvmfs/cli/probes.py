@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+from kvmfs.client import fds
 from kvmfs.notify import filter as rules
 from kvmfs.notify.listener import Listener
 from kvmfs.syscalls import Sys, syscall
@@ -102,35 +103,42 @@ def notification() -> None:
         finally:
             os._exit(status)
     theirs.close()
-    _, fds, _, _ = socket.recv_fds(ours, 1, 1)
-    if fds:
-        Listener(fds[0]).receive().add(ours.fileno(), cloexec=True, answer=True)
+    _, listeners, _, _ = socket.recv_fds(ours, 1, 1)
+    if listeners:
+        Listener(listeners[0]).receive().add(ours.fileno(), cloexec=True, answer=True)
     _, status = os.waitpid(client, 0)
     if code := os.waitstatus_to_exitcode(status):
         raise OSError(code, os.strerror(code))
 
 
 def trace(user: bool, declared: bool = False) -> None:
-    """Seize and stop a process that is not our descendant but our parent's, as the broker does with clients.
+    """Seize and stop a process that is not our descendant but our parent's, and take a descriptor of it, as the broker
+    does with clients.
 
     :param user: in a user namespace. :param declared: one that has said it may be (kvmfs.notify.filter).
     """
     if user:
         mount.private_namespace(user=True)
     reading, writing = os.pipe()
+    waiting, telling = os.pipe()
     client = os.fork()
     if client == 0:
         os.close(writing)
         if declared:
             rules.allow_tracing()
+        os.close(telling)
         os.read(reading, 1)  # until our end is closed, by our death at the latest
         os._exit(0)
     os.close(reading)
+    os.close(telling)
+    os.read(waiting, 1)
+    os.close(waiting)
     tracer = os.fork()
     if tracer == 0:
         os.close(writing)
         status = 0
         try:
+            os.close(fds.getfd(client, reading))
             syscall(Sys.PTRACE, _PTRACE_SEIZE, client, 0, 0)
             syscall(Sys.PTRACE, _PTRACE_INTERRUPT, client, 0, 0)
             os.waitpid(client, _WALL)

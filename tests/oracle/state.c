@@ -121,7 +121,7 @@ static void test_fpu(void)
 	struct kvm_xcrs c = { .nr_xcrs = 1 };
 	ioctl(vcpu, KVM_GET_XCRS, &c);
 	printf("xcrs: %u flags %x, %x %llx\n", c.nr_xcrs, c.flags, c.xcrs[0].xcr, c.xcrs[0].value);
-	for (uint64_t value = 0; value < 7; value++) {
+	for (uint64_t value = 0; value < 8; value++) {
 		struct kvm_xcrs set = { .nr_xcrs = 1, .xcrs = { { .xcr = 0, .value = value } } };
 		printf("xcr0 = %d: %s\n", (int)value, outcome(ioctl(vcpu, KVM_SET_XCRS, &set)));
 	}

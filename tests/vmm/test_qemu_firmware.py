@@ -1,21 +1,23 @@
-"""SeaBIOS, the firmware of every QEMU PC.
+"""Firmware of QEMU's PCs: SeaBIOS, and UEFI by OVMF.
 
-On its way it goes through real, big real and protected mode, takes timer interrupts, reprograms PIC and PIT, wakes the
-other processors by INIT and SIPI, and runs an option ROM that KVM_SET_VAPIC_ADDR is for.
+SeaBIOS goes through real, big real and protected mode, takes timer interrupts, reprograms PIC and PIT, wakes the other
+processors by INIT and SIPI, and runs an option ROM that KVM_SET_VAPIC_ADDR is for.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.support import paths
 from tests.vmm.qemu import EXIT_DEVICE, POWERED_OFF, Qemu
 
-SECONDS = 120
+SECONDS = 200
 
-pytestmark = pytest.mark.timeout(SECONDS + 60)
+pytestmark = pytest.mark.timeout(2 * SECONDS)
 
 
 @pytest.mark.parametrize("irqchip", ["on", "split"])
@@ -67,3 +69,26 @@ def test_it_boots_in_huge_pages(start_qemu: Callable[..., Qemu], share: str, tmp
     memory = f"memory-backend-memfd,id=memory,size=64M,hugetlb=on,hugetlbsize=2M,share={share}"
     arguments = ("-object", memory, "-machine", "memory-backend=memory")
     boots_from_a_disk(start_qemu, "on", tmp_path / "disk", *arguments)
+
+
+def test_uefi_shell(start_qemu: Callable[..., Qemu], tmp_path: Path) -> None:
+    """Flash chips: memory that is read as a memslot, code and all, and whose writes are exits that a device answers."""
+    code, variables = (Path(f"/usr/share/OVMF/OVMF_{name}_4M.fd") for name in ("CODE", "VARS"))
+    if not code.exists():
+        paths.missing("no ovmf")
+    flash = tmp_path / "variables"
+    shutil.copy(variables, flash)
+    qemu = start_qemu(
+        "on",
+        *("-M", "q35", "-m", "128"),
+        *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={code}"),
+        *("-drive", f"if=pflash,unit=1,format=raw,file={flash}"),
+    )
+    qemu.expect("UEFI Interactive Shell", SECONDS)
+    qemu.expect("in 5 seconds to skip", SECONDS)
+    qemu.type("\x1b")
+    qemu.expect("Shell> ", SECONDS)
+    qemu.type("reset -s\r")
+    done = qemu.wait(SECONDS)
+    assert done.status == 0, done
+    assert flash.read_bytes() != variables.read_bytes()  # the boot order has been stored

@@ -16,7 +16,7 @@ from tests.support.paths import ROOT
 EXAMPLES = ROOT / "docs" / "examples"
 
 
-@pytest.mark.timeout(300)  # each of them starts kvmfs a few times
+@pytest.mark.timeout(600)  # each of them starts kvmfs a few times
 @pytest.mark.parametrize("name", ["c", "python"])
 def test_a_copied_project_passes_its_tests(name: str, tmp_path: Path) -> None:
     project = tmp_path / name
@@ -27,7 +27,7 @@ def test_a_copied_project_passes_its_tests(name: str, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=580,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stdout + done.stderr

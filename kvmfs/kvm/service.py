@@ -28,6 +28,7 @@ def serve(vcpu: Vcpu, caller: Caller) -> int | None:
     """Do what is needed. None: enter() goes on."""
     needs = vcpu.state[Cpu.NEEDS]
     if needs == W.NEEDS_ACCOUNTS:
+        vcpu.state[Cpu.CALLER] = caller.tid
         vcpu.vm.accounts.provide(caller)
     elif needs == W.NEEDS_POISON:
         poison(vcpu, caller)

@@ -172,7 +172,8 @@ def deliver_exception(s):
     store64(s + S.EXCEPTIONS_TAKEN, load64(s + S.EXCEPTIONS_TAKEN) + 1)
     while True:
         vector = load64(s + S.EXC_VECTOR)
-        error = load64(s + S.EXC_ERROR) if load64(s + S.EXC_HAS_ERROR) else -1
+        # In real mode there are no error codes (kvm_inject_exception).
+        error = load64(s + S.EXC_ERROR) if load64(s + S.EXC_HAS_ERROR) and load64(s + S.CR0) & S.CR0_PE else -1
         store64(s + S.EXC_PENDING, 0)
         store64(s + S.LEAVE, S.LEAVE_NEXT)
         if load64(s + S.EXC_PAYLOAD_USE) != S.PAYLOAD_DONE:

@@ -7,6 +7,7 @@ import struct
 import pytest
 from kvmfs.jit import state as S
 
+from .guest import RAM
 from .modes import Real, descriptor
 
 
@@ -197,3 +198,11 @@ def test_external_interrupt(guest: Real) -> None:
     guest[S.INTR_REQUEST], guest[S.REQUEST] = 0x48 + 1, S.REQ_EVENT
     assert guest.execute("nop; hlt") == S.EXIT_HLT
     assert (guest.vector, guest.words(2, 2)) == (0x48, [0, 0x1000])
+
+
+def test_an_exception_on_its_way_has_no_error_code() -> None:
+    """What the embedder sees of it when its vector lies where there is no memory."""
+    guest = Real()
+    guest[S.IDTR_BASE] = RAM
+    assert guest.execute("mov ax, [0xffff]") == S.EXIT_MMIO_READ
+    assert (guest[S.EXC_PENDING], guest[S.EXC_VECTOR], guest[S.EXC_HAS_ERROR]) == (1, S.GP, 0)

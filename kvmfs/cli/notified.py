@@ -13,7 +13,6 @@ from pathlib import Path
 from kvmfs.cli import modparams
 from kvmfs.cli.processes import SetupError
 from kvmfs.notify import filter as rules
-from kvmfs.notify.carrier import Carrier
 from kvmfs.notify.opens import Opens
 
 
@@ -29,6 +28,8 @@ class Notified:
 
     def serve(self, device: Path, serve: Callable[..., None], log: logging.Logger, ready: Callable[[], None]) -> None:
         """In the broker: until it is told to end. `serve`: a processes.Serve that takes a `carrier`."""
+        from kvmfs.notify.carrier import Carrier  # with trio, which nobody else here needs
+
         self._theirs.detach()  # it was closed with all else that is not the broker's
         contents = {
             f"/sys/module/{module}/parameters/{name}": f"{value}\n".encode()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import struct
 import threading
 from collections.abc import Callable
@@ -47,6 +48,8 @@ class Handles:
     """All handles of a broker."""
 
     def __init__(self) -> None:
+        """In the main thread."""
+        signal.signal(signal.SIGIO, signal.SIG_IGN)  # to us, should a client open a file while we look at it
         self._events = syscall(Sys.INOTIFY_INIT1, os.O_CLOEXEC)
         self._lock = threading.Lock()
         self._by_inode: dict[int, Handle] = {}
@@ -116,9 +119,10 @@ class Handles:
             while at < len(events):
                 watch, _, _, length = _EVENT.unpack_from(events, at)
                 at += _EVENT.size + length
-                handle = self._by_watch.get(watch)
-                if handle and not _is_open(handle.fd):
-                    self._forget(watch, handle)
+                for closed in [watch] if watch >= 0 else list(self._by_watch):  # -1: events have been lost
+                    handle = self._by_watch.get(closed)
+                    if handle and not _is_open(handle.fd):
+                        self._forget(closed, handle)
 
     def _forget(self, watch: int, handle: Handle) -> None:
         with self._lock:

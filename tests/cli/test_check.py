@@ -11,6 +11,7 @@ import pytest
 from kvmfs.cli import check, probes
 from kvmfs.cli.check import Level
 from tests.cli.conftest import PYTHON, UNPRIVILEGED, finish
+from tests.support.paths import ROOT
 
 CODES = [
     *("arch", "kernel", "fuse.device", "cuse.device", "userns", "fuse.mount", "passthrough", "seccomp", "ptrace"),
@@ -123,3 +124,8 @@ def test_a_probe_leaves_no_mount(root: None) -> None:
     before = Path("/proc/self/mountinfo").read_text()
     probes.in_child(lambda: probes.fuse_mount(False))
     assert Path("/proc/self/mountinfo").read_text() == before
+
+
+def test_the_documentation_names_every_code() -> None:
+    text = (ROOT / "docs" / "ci.md").read_text()
+    assert [code for code in CODES if f"`{code}`" not in text] == []

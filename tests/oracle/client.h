@@ -262,3 +262,13 @@ static inline void finish(void)
 	tell_regs();
 	tell_stack();
 }
+
+/* Answer the read that is pending, and let the guest go no further than that. */
+static inline void end_read(void)
+{
+	run->immediate_exit = 1;
+	answer();
+	step();
+	tell_regs();
+	run->immediate_exit = 0;
+}

@@ -29,11 +29,7 @@ static void between(void)
 	start(reads, reads_end);
 	step();
 	tell_regs();
-	run->immediate_exit = 1;
-	answer();
-	step();
-	tell_regs();
-	run->immediate_exit = 0;
+	end_read();
 	finish();
 }
 

@@ -26,11 +26,7 @@ static void after_in(void)
 	answer();
 	step();
 	tell_regs();
-	run->immediate_exit = 1;
-	answer();
-	step();
-	tell_regs();
-	run->immediate_exit = 0;
+	end_read();
 	finish();
 }
 

@@ -255,6 +255,15 @@ def create_vcpu(vm: int, number: int = 0) -> int:
     return fcntl.ioctl(vm, ioctls.KVM_CREATE_VCPU.number, number)
 
 
+def new_vm(path: Path) -> int:
+    return create_vm(open_kvm(path))
+
+
+def new_vcpu(path: Path) -> int:
+    """The first of a new VM."""
+    return create_vcpu(new_vm(path))
+
+
 def map_run(vcpu: int, size: int = 3 * 4096) -> mmap.mmap:
     return mmap.mmap(vcpu, size)
 

@@ -25,6 +25,7 @@ from tests.process.harness import (
     errno_of,
     kvm_run,
     map_run,
+    new_vcpu,
     open_kvm,
     run,
     wait_until,
@@ -82,7 +83,7 @@ def test_client_killed_while_it_makes_vms(broker: Broker) -> None:
             process.kill()
             process.wait()
     wait_until(lambda: not broker.workers, "all workers end")
-    assert run(broker.path, lambda path, talk: kvm_run(create_vcpu(create_vm(open_kvm(path))))) == 0
+    assert run(broker.path, lambda path, talk: kvm_run(new_vcpu(path))) == 0
 
 
 def test_worker_killed_in_a_run(broker: Broker) -> None:
@@ -100,7 +101,7 @@ def test_worker_killed_in_a_run(broker: Broker) -> None:
 
 def test_worker_that_crashes_leaves_a_trace_in_the_log(broker: Broker) -> None:
     def body(path: Path, talk: Talk) -> None:
-        vcpu = create_vcpu(create_vm(open_kvm(path)))
+        vcpu = new_vcpu(path)
         struct.pack_into("<Q", map_run(vcpu), Run.cr8.offset, commands.CRASH)
         assert errno_of(kvm_run, vcpu) == errno.EIO
 
@@ -176,7 +177,7 @@ def test_broker_dies_while_clients_make_vms(own_broker: Callable[..., Broker]) -
         with client(broker.path, body) as one, client(broker.path, body) as other:
             one.hear()
             other.hear()
-            run(broker.path, lambda path, talk: kvm_run(create_vcpu(create_vm(open_kvm(path)))))
+            run(broker.path, lambda path, talk: kvm_run(new_vcpu(path)))
             broker.process.kill()
             broker.process.wait()
             one.result()
@@ -230,4 +231,4 @@ def test_signal_while_the_vcpu_is_being_compiled(own_broker: Callable[..., Broke
         process.wait()
     assert "waits for the vCPU's code" in broker.log
     gate.write_text("go")
-    assert run(broker.path, lambda path, talk: kvm_run(create_vcpu(create_vm(open_kvm(path))))) == 0
+    assert run(broker.path, lambda path, talk: kvm_run(new_vcpu(path))) == 0

@@ -13,7 +13,7 @@ import pytest
 
 from kvmfs.abi import ioctls
 from tests.process import fakecore_commands as commands
-from tests.process.harness import Broker, Talk, client, create_vcpu, create_vm, errno_of, kvm_run, open_kvm, run
+from tests.process.harness import Broker, Talk, client, create_vcpu, create_vm, errno_of, kvm_run, new_vm, open_kvm, run
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -27,7 +27,7 @@ def ask(vm: int, command: int) -> dict[str, Any]:
 
 
 def probe(path: Path, talk: Talk) -> dict[str, Any]:
-    answers = ask(create_vm(open_kvm(path)), commands.PROBE)
+    answers = ask(new_vm(path), commands.PROBE)
     talk.say("probed")
     talk.hear()
     return answers

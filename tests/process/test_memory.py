@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.process import fakecore_commands as commands
-from tests.process.harness import Broker, Talk, create_vcpu, create_vm, errno_of, kvm_run, open_kvm, run
+from tests.process.harness import Broker, Talk, create_vcpu, create_vm, errno_of, kvm_run, new_vm, open_kvm, run
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -32,7 +32,7 @@ def ask(vm: int, cmd: int, *words: int) -> tuple[int, list[int]]:
 
 def test_adopted_memory_is_shared(broker: Broker) -> None:
     def body(path: Path, talk: Talk) -> None:
-        vm = create_vm(open_kvm(path))
+        vm = new_vm(path)
         memory = mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory[0x3000:0x3005] = b"bytes"
         struct.pack_into("<Q", memory, 0x8000, 41)
@@ -89,7 +89,7 @@ def test_adoption_among_running_threads(broker: Broker) -> None:
 
 def test_what_cannot_be_adopted(broker: Broker) -> None:
     def body(path: Path, talk: Talk) -> None:
-        vm = create_vm(open_kvm(path))
+        vm = new_vm(path)
         shared = mmap.mmap(-1, 1 << 16)
         assert errno_of(ask, vm, commands.ADOPT, address_of(shared), 1 << 16, 0) == errno.EINVAL
         assert errno_of(ask, vm, commands.ADOPT, address_of(shared) + 1, 4096, 0) == errno.EINVAL
@@ -100,7 +100,7 @@ def test_what_cannot_be_adopted(broker: Broker) -> None:
 
 def test_what_lies_behind_memory(broker: Broker) -> None:
     def body(path: Path, talk: Talk) -> None:
-        vm = create_vm(open_kvm(path))
+        vm = new_vm(path)
         memfd = os.memfd_create("guest")
         os.ftruncate(memfd, 1 << 16)
         shared = mmap.mmap(memfd, 1 << 15, offset=1 << 13)

@@ -30,6 +30,8 @@ from tests.process.harness import (
     errno_of,
     kvm_run,
     map_run,
+    new_vcpu,
+    new_vm,
     open_kvm,
     run,
     wait_until,
@@ -92,7 +94,7 @@ def handled(number: int) -> Iterator[None]:
 
 def test_signal_interrupts_a_run(broker: Broker) -> None:
     def body(path: Path, talk: Talk) -> None:
-        vcpu = create_vcpu(create_vm(open_kvm(path)))
+        vcpu = new_vcpu(path)
         page = map_run(vcpu)
         reasons = set()
         with handled(signal.SIGUSR1):
@@ -115,7 +117,7 @@ def test_ioctls_wait_for_a_run(broker: Broker) -> None:
     """vcpu->mutex: KVM_GET_REGS and a second KVM_RUN get their turn when the first KVM_RUN returns."""
 
     def body(path: Path, talk: Talk) -> None:
-        vcpu = create_vcpu(create_vm(open_kvm(path)))
+        vcpu = new_vcpu(path)
         page = map_run(vcpu)
         sent = array.array("B", bytes(range(144)))
         fcntl.ioctl(vcpu, ioctls.KVM_SET_REGS.number, sent)
@@ -141,7 +143,7 @@ def test_more_runs_than_anybody_has_made_room_for(broker: Broker) -> None:
     """Every vCPU of a VM can be in KVM_RUN while other ioctls are served, and more vCPUs made."""
 
     def body(path: Path, talk: Talk) -> None:
-        vm = create_vm(open_kvm(path))
+        vm = new_vm(path)
         with handled(signal.SIGUSR1):
             runners = []
             for number in range(12):
@@ -158,7 +160,7 @@ def test_more_runs_than_anybody_has_made_room_for(broker: Broker) -> None:
 
 def test_threads_that_make_vcpus_together(broker: Broker) -> None:
     def body(path: Path, talk: Talk) -> None:
-        vm = create_vm(open_kvm(path))
+        vm = new_vm(path)
         fds: list[int] = []
         threads = [threading.Thread(target=lambda n=n: fds.append(create_vcpu(vm, n))) for n in range(8)]
         for thread in threads:
@@ -227,7 +229,7 @@ def test_signals_of_a_client_that_cannot_be_made_to_tell(own_broker: Callable[..
     broker = own_broker(pages="seccomp")
 
     def body(path: Path, talk: Talk) -> None:
-        vm = create_vm(open_kvm(path))
+        vm = new_vm(path)
         talk.say(os.getpid())
         talk.hear()
         vcpu = create_vcpu(vm)

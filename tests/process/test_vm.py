@@ -29,6 +29,8 @@ from tests.process.harness import (
     kvm_run,
     map_raw,
     map_run,
+    new_vcpu,
+    new_vm,
     open_kvm,
     run,
     wait_until,
@@ -65,7 +67,7 @@ def test_run_page_is_shared_both_ways(broker: Broker) -> None:
     """SERVICE adds one to a word of the page in the worker, in Python; the client changes it in between."""
 
     def body(path: Path, talk: Talk) -> None:
-        vcpu = create_vcpu(create_vm(open_kvm(path)))
+        vcpu = new_vcpu(path)
         page = map_run(vcpu)
         for value in (0, 7, 1 << 40):
             struct.pack_into("<Q", page, Run.apic_base.offset, value)
@@ -78,7 +80,7 @@ def test_run_page_is_shared_both_ways(broker: Broker) -> None:
 
 def test_arguments_travel_through_client_memory(broker: Broker) -> None:
     def body(path: Path, talk: Talk) -> None:
-        vcpu = create_vcpu(create_vm(open_kvm(path)))
+        vcpu = new_vcpu(path)
         sent = array.array("B", random.Random(1).randbytes(144))
         assert fcntl.ioctl(vcpu, ioctls.KVM_SET_REGS.number, sent) == 0
         got = array.array("B", bytes(144))
@@ -92,7 +94,7 @@ def test_arguments_travel_through_client_memory(broker: Broker) -> None:
 
 def test_immediate_exit(broker: Broker) -> None:
     def body(path: Path, talk: Talk) -> None:
-        vcpu = create_vcpu(create_vm(open_kvm(path)))
+        vcpu = new_vcpu(path)
         page = map_run(vcpu)
         command(page, commands.BLOCK)
         page[Run.immediate_exit.offset] = 1
@@ -104,7 +106,7 @@ def test_immediate_exit(broker: Broker) -> None:
 
 def test_kvm_run_takes_no_argument(broker: Broker) -> None:
     def body(path: Path, talk: Talk) -> None:
-        vcpu = create_vcpu(create_vm(open_kvm(path)))
+        vcpu = new_vcpu(path)
         assert errno_of(fcntl.ioctl, vcpu, ioctls.KVM_RUN.number, 1) == errno.EINVAL
 
     run(broker.path, body)
@@ -112,7 +114,7 @@ def test_kvm_run_takes_no_argument(broker: Broker) -> None:
 
 def test_descriptors_behave_like_anonymous_inodes(broker: Broker) -> None:
     def body(path: Path, talk: Talk) -> None:
-        vm = create_vm(open_kvm(path))
+        vm = new_vm(path)
         vcpu = create_vcpu(vm)
         if broker.pages == "seccomp":  # memfds (docs/transports.md)
             assert errno_of(os.read, vm, 1) == errno.EBADF
@@ -214,7 +216,7 @@ def test_descriptors_outlive_duplicates_and_processes(broker: Broker) -> None:
     foreign = errno.ENOTTY if broker.pages == "seccomp" else errno.EIO
 
     def body(path: Path, talk: Talk) -> None:
-        vm = create_vm(open_kvm(path))
+        vm = new_vm(path)
         vcpu = create_vcpu(vm)
         copy = os.dup(vcpu)
         os.close(vcpu)
@@ -282,7 +284,7 @@ def test_failure_after_an_install(broker: Broker) -> None:
     """The thread is held then; its ioctl fails all the same."""
 
     def body(path: Path, talk: Talk) -> None:
-        vm = create_vm(open_kvm(path))
+        vm = new_vm(path)
         assert errno_of(fcntl.ioctl, vm, commands.FAIL_AFTER_INSTALL, 3) == errno.EDOM
         assert kvm_run(create_vcpu(vm, 4)) == 0
 
@@ -291,7 +293,7 @@ def test_failure_after_an_install(broker: Broker) -> None:
 
 def test_descriptors_that_the_client_names(broker: Broker) -> None:
     def body(path: Path, talk: Talk) -> None:
-        vm = create_vm(open_kvm(path))
+        vm = new_vm(path)
         one, other = os.eventfd(0), os.eventfd(0)
         identity = fcntl.ioctl(vm, commands.EVENTFD, one)
         assert fcntl.ioctl(vm, commands.EVENTFD, os.dup(one)) == identity

@@ -9,7 +9,7 @@ from kvmfs.abi.cpuid_basic import Leaf1Ecx, Leaf7Ebx, Leaf7Ecx
 from kvmfs.abi.cpuid_extended import Leaf80000008Ebx
 from kvmfs.kvm import hostcpu
 from kvmfs.kvm.cpuid import SupportedCpuid
-from kvmfs.kvm.cpuid_policy import PLACED_BY_HOST
+from kvmfs.kvm.cpuid_policy import PLACED_BY_HOST, implemented
 
 BARE = """vendor_id : {vendor}
 cpu family : 6
@@ -54,3 +54,10 @@ def test_vendors() -> None:
 def test_names_are_known() -> None:
     """What needs the host is among what is implemented."""
     assert (features.HOSTED | PLACED_BY_HOST).keys() <= set(features.NAMES)
+
+
+def test_features_that_the_hosts_instructions_make() -> None:
+    """A guest is not offered what the host could not execute for it."""
+    everything = frozenset(features.NAMES)
+    assert implemented(frozenset((features.HOSTED | PLACED_BY_HOST).values())) == everything
+    assert implemented(frozenset()) == everything - set(features.HOSTED) - set(PLACED_BY_HOST)

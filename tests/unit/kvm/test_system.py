@@ -6,7 +6,6 @@ import errno
 from ctypes import sizeof
 
 import pytest
-from kvmfs.jit.cpu import features
 
 from kvmfs.abi import ioctls, para
 from kvmfs.abi.caps import Cap
@@ -15,7 +14,6 @@ from kvmfs.abi.layout import u64
 from kvmfs.abi.msrs import MsrEntry, MsrList, Msrs
 from kvmfs.abi.vm import DeviceAttr
 from kvmfs.kvm import hostcpu
-from kvmfs.kvm.cpuid_policy import PLACED_BY_HOST, implemented
 from kvmfs.kvm.system import System
 from tests.unit.kvm.fakes import BAD, BASE, FakeClient
 
@@ -178,10 +176,3 @@ def test_host_cpu() -> None:
     assert cpu.max_gfn == (1 << 40) - 1
     intel = hostcpu.parse("vendor_id : GenuineIntel\ncpu family : 6\nmodel : 143\nstepping : unknown\n")
     assert (intel.is_amd, intel.signature, intel.physical_bits) == (False, 0x000806F0, 40)
-
-
-def test_features_that_the_hosts_instructions_make() -> None:
-    """A guest is not offered what the host could not execute for it."""
-    everything = frozenset(features.NAMES)
-    assert implemented(frozenset((features.HOSTED | PLACED_BY_HOST).values())) == everything
-    assert implemented(frozenset()) == everything - set(features.HOSTED) - set(PLACED_BY_HOST)

@@ -6,9 +6,9 @@ All helpers here return 0 when the instruction cannot go on; LEAVE then says why
 from .. import state as S
 from ..build import compiled
 from ..mmu import layout as M
-from ..mmu.group import READ_SLOW, WRITE_SLOW
+from ..mmu.group import PROBE_WRITE, READ_SLOW, WRITE_SLOW
 from ..mmu.tlb import checks_alignment
-from ..raw import call4, load8, load16, load32, load64, shl, store16, store32, store64, zext32
+from ..raw import call3, call4, load8, load16, load32, load64, shl, store16, store32, store64, zext32
 from .operand import fault, rip_here
 from .record import ASIZE, BASE_PTR, FLAGS, IMM, INDEX_PTR, RECORD_NO_MMIO, RECORD_STACK, SCALE, SEG_PTR
 
@@ -132,11 +132,25 @@ def alignment_fault(s, r, la, size):
 @compiled
 def call_slow(s, r, slot, la, size, pointer):
     """An out-of-line access through the function table, with RIP precise for what it may raise."""
-    if alignment_fault(s, r, la, size & 0xFFFF):
-        return 0
+    return 0 if alignment_fault(s, r, la, size & 0xFFFF) else call_unaligned(s, r, slot, la, size, pointer)
+
+
+@compiled
+def call_unaligned(s, r, slot, la, size, pointer):
+    """The same for instructions that never check alignment."""
     store64(s + S.RIP, rip_here(s, r))
     flags = (load16(r + FLAGS) & (RECORD_STACK | RECORD_NO_MMIO)) << FLAGS_SHIFT
     return call4(load64(load64(s + S.FUNCTIONS) + 8 * slot), s, la, size | flags, pointer)
+
+
+@compiled
+def unwritable(s, r, la, size):
+    """1 with a fault raised: an operand must be one that can be written, even when its store is not made."""
+    if alignment_fault(s, r, la, size):
+        return 1
+    store64(s + S.RIP, rip_here(s, r))
+    flags = (load16(r + FLAGS) & (RECORD_STACK | RECORD_NO_MMIO)) << FLAGS_SHIFT
+    return call3(load64(load64(s + S.FUNCTIONS) + 8 * PROBE_WRITE), s, la, size | flags) == 0
 
 
 @compiled
@@ -154,6 +168,17 @@ def read_mem(s, r, la, size, pointer):
     else:
         store64(pointer, load8(host))
     return 1
+
+
+@compiled
+def read_pointer(s, r, size, offset_to, selector_to):
+    """A far pointer, whose offset has `size` bytes, in its two parts: 1, or 0 to leave."""
+    store64(offset_to, 0)
+    la = effective(s, r, size, 0)
+    if load64(s + S.LEAVE) != 0 or read_mem(s, r, la, size, offset_to) == 0:
+        return 0
+    effective(s, r, size + 2, 0)
+    return 0 if load64(s + S.LEAVE) != 0 else read_mem(s, r, la + size, 2, selector_to)
 
 
 @compiled

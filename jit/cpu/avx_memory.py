@@ -1,13 +1,16 @@
 """Masked moves and gathers: an element is touched only if its mask's sign says so, and only then can it fault.
 
+They never raise #AC (SDM vol. 2, VMASKMOV: "No AC# reported for any mask bit combinations"; VGATHER).
+
 VLDMXCSR and VSTMXCSR too, which know nothing of CR4.OSFXSR.
 """
 
 from .. import state as S
 from ..build import compiled
-from ..mmu.group import PROBE_WRITE, WRITE_SLOW
-from ..raw import load8, load64, memcpy, memset, shl, sload32, store64
-from .access import call_slow, effective, read_mem, segmented, truncate, write_mem
+from ..mmu import layout as M
+from ..mmu.group import PROBE_WRITE, READ_SLOW, WRITE_SLOW
+from ..raw import load8, load32, load64, memcpy, memset, shl, sload32, store64
+from .access import call_unaligned, effective, probe, read_mem, segmented, truncate, write_mem
 from .operand import LOAD, done, dst, fault, leave_next, src
 from .record import ASIZE, BASE_PTR, IMM, INDEX_PTR, SCALE, SEG_PTR
 from .sse_move import STORE
@@ -24,6 +27,16 @@ def element(s, r, address, size, write):
     if seg == 0:
         return address
     return segmented(s, r, seg, truncate(address, load8(r + ASIZE)), size, write)
+
+
+@compiled
+def read_element(s, r, la, size):
+    """T3 <- 4 or 8 bytes: 1, or 0 to leave."""
+    host = probe(s, la, size, M.TLB_READ)
+    if host == 0:
+        return call_unaligned(s, r, READ_SLOW, la, size, s + S.T3)
+    store64(s + S.T3, load64(host) if size == 8 else load32(host))
+    return 1
 
 
 @compiled
@@ -50,7 +63,7 @@ def _masked_load(size):
             if load8(mask + at + size - 1) < 128:
                 continue
             la = element(s, r, address + at, size, 0)
-            if load64(s + S.LEAVE) != 0 or read_mem(s, r, la, size, s + S.T3) == 0:
+            if load64(s + S.LEAVE) != 0 or read_element(s, r, la, size) == 0:
                 return 0
             store(row + at, load(s + S.T3))
         memcpy(d, row, 32)
@@ -72,18 +85,11 @@ def _masked_store(size):
                 la = element(s, r, address + at, size, 1)
                 if load64(s + S.LEAVE) != 0:
                     return 0
-                done_ = call_slow(s, r, WRITE_SLOW, la, size, d + at) if write else call_probe(s, r, la, size)
-                if done_ == 0:
+                if call_unaligned(s, r, WRITE_SLOW if write else PROBE_WRITE, la, size, d + at) == 0:
                     return 0
         return leave_next(s, r)
 
     return handler
-
-
-@compiled
-def call_probe(s, r, la, size):
-    """Not 0 if it can be written."""
-    return call_slow(s, r, PROBE_WRITE, la, size, 0)
 
 
 def _gather(index_size, size):
@@ -106,7 +112,7 @@ def _gather(index_size, size):
                 continue
             address = start + shl(load_index(indices + index_size * i), load8(r + SCALE))
             la = element(s, r, address, size, 0)
-            if load64(s + S.LEAVE) != 0 or read_mem(s, r, la, size, s + S.T3) == 0:
+            if load64(s + S.LEAVE) != 0 or read_element(s, r, la, size) == 0:
                 return 0
             store(d + size * i, load(s + S.T3))
             store(mask + size * i, 0)

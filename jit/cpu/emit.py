@@ -131,13 +131,14 @@ def place(s, r, kind, size, scratch):
         return r + R.IMM
     if kind == T.IMM or kind == T.J:
         return r + R.IMM
+    # Outside 64-bit mode there are eight registers: the fourth bit of their numbers is ignored (SDM vol. 2, 2.3.6).
+    numbers = 15 if load64(s + S.HFLAGS) & S.MODE_CODE64 else 7
     if kind == T.H:
-        return s + S.VEC + 64 * load64(s + S.D_VVVV)
+        return s + S.VEC + 64 * (load64(s + S.D_VVVV) & numbers)
     if kind == T.B:
-        return s + S.GPR + 8 * load64(s + S.D_VVVV)
+        return s + S.GPR + 8 * (load64(s + S.D_VVVV) & numbers)
     if kind == T.L:
-        number = load64(s + S.D_IMM) >> 4 & (15 if load64(s + S.HFLAGS) & S.MODE_CODE64 else 7)
-        return s + S.VEC + 64 * number
+        return s + S.VEC + 64 * (load64(s + S.D_IMM) >> 4 & numbers)
     return s + S.ZERO
 
 

@@ -28,7 +28,8 @@ from .memory import group as memory_group
 from .vex import group as vex_group
 
 _memory, _vex = memory_group.slots(), vex_group.slots()
-XMM, YMM = 4, 5  # width_index
+QWORD, XMM, YMM = 3, 4, 5  # width_index
+PROBES = (_memory["probe64"], _memory["probe128"])
 # Moves of a whole register by VEX.L: plain, aligned
 REGISTER_LOADS = (_memory["load128z"], _memory["load256"], _memory["load128az"], _memory["load256a"])
 REGISTER_STORES = (_memory["store128"], _memory["store256"], _memory["store128a"], _memory["store256a"])
@@ -46,7 +47,7 @@ def refused_vex(s, entry):
     if attributes & T.ATTR_AVX and hflags & S.MODE_NO_AVX:
         return UNDEFINED
     if attributes & T.ATTR_VSIB:
-        reg, mask = load64(s + S.D_REG), load64(s + S.D_VVVV)
+        reg, mask = load64(s + S.D_REG), load64(s + S.D_VVVV) & (15 if hflags & S.MODE_CODE64 else 7)
         index = (load64(s + S.D_INDEX) - (s + S.VEC)) >> 6
         if load64(s + S.D_VSIB) != T.VSIB_SEEN or reg in (mask, index) or mask == index:
             return UNDEFINED
@@ -122,6 +123,9 @@ def emit_allowed(s, entry):
             r = new_record(s, LOADS[width_index(s, load64(entry + 8 * (T.SIZE1 + 2 * operand)))])
             add_address(s, r)
             store64(r + R.DST, s + S.T1)
+    if in_memory(s, kind1) and load64(entry + 8 * T.ATTRIBUTES) & T.ATTR_PROBE:
+        r = new_record(s, PROBES[width - QWORD])
+        add_address(s, r)
     r = new_record(s, slot)
     set_operands(s, r, entry)
     store64(r + R.SEG_PTR, load64(s + S.D_SEGMENT))  # VMASKMOVDQU has an address without ModRM

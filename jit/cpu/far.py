@@ -6,7 +6,7 @@ A transfer is worked out in NEW_CS, NEW_RIP, NEW_SS and NEW_RSP (gate.py); it ha
 from .. import state as S
 from ..build import Group, compiled
 from ..raw import call4, load8, load64, lshr, store64
-from .access import effective, peek_value, push_value, read_mem, truncate
+from .access import peek_value, push_value, read_pointer, truncate
 from .descriptor import (
     attributes,
     copy_segment,
@@ -196,12 +196,7 @@ def _indirect(call):
     """m16:16, m16:32, m16:64."""
 
     def handler(s, r):
-        size = load8(r + OSIZE)
-        la = effective(s, r, size + 2, 0)
-        if load64(s + S.LEAVE) != 0 or read_mem(s, r, la + size, 2, s + S.T2) == 0:
-            return 0
-        store64(s + S.NEW_RIP, 0)
-        if read_mem(s, r, la, size, s + S.NEW_RIP) == 0:
+        if read_pointer(s, r, load8(r + OSIZE), s + S.NEW_RIP, s + S.T2) == 0:
             return 0
         store64(s + S.NEW_CS + S.SEL, load64(s + S.T2) & 0xFFFF)
         return far_branch(s, r, call)

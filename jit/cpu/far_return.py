@@ -27,18 +27,21 @@ CHANGEABLE = S.TF | S.IF | S.DF | S.NT | S.RF | S.AC | S.ID | S.VIF | S.VIP | S.
 
 @compiled
 def pop_frame(s, r, size, with_flags):
-    """NEW_RIP, NEW_CS's selector, and for IRET the flags in T0, from the stack, RSP unchanged: 1, or 0 to leave."""
+    """NEW_RIP, NEW_CS's selector, and for IRET the flags in T0, from the stack, RSP unchanged: 1, or 0 to leave.
+
+    The last is read first, as AMD's processors do: its fault is the one that is raised.
+    """
     store64(s + S.RIP, rip_here(s, r))
-    if peek_value(s, r, 0, size) == 0:
-        return 0
-    store64(s + S.NEW_RIP, load64(s + S.T3))
-    if peek_value(s, r, size, size) == 0:
-        return 0
-    store64(s + S.NEW_CS + S.SEL, load64(s + S.T3) & 0xFFFF)
     if with_flags:
         if peek_value(s, r, 2 * size, size) == 0:
             return 0
         store64(s + S.T0, load64(s + S.T3))
+    if peek_value(s, r, size, size) == 0:
+        return 0
+    store64(s + S.NEW_CS + S.SEL, load64(s + S.T3) & 0xFFFF)
+    if peek_value(s, r, 0, size) == 0:
+        return 0
+    store64(s + S.NEW_RIP, load64(s + S.T3))
     return 1
 
 

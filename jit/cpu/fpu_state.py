@@ -4,7 +4,7 @@ from .. import state as S
 from ..build import Group, compiled
 from ..mmu.group import READ_SLOW, WRITE_SLOW
 from ..raw import load32, load64, store64
-from .access import call_slow, effective
+from .access import call_slow, effective, unwritable
 from .fpu_image import (
     LEGACY,
     MXCSR_AT,
@@ -35,6 +35,9 @@ def begin(s, r, write):
     la = effective(s, r, LEGACY, write)
     if load64(s + S.LEAVE) == 0 and la & 15:
         fault(s, r, S.GP, 0, 1)
+    # Reserved bytes are not written, but belong to the operand.
+    if load64(s + S.LEAVE) == 0 and write and unwritable(s, r, la, 1) == 0:
+        unwritable(s, r, la + LEGACY - 1, 1)
     return la
 
 

@@ -40,6 +40,7 @@ from .access import (
     stack_linear,
     stack_mask,
     truncate,
+    unwritable,
 )
 from .flags import set_zf
 from .operand import LOAD, PUT, SLOAD, WIDTHS, done, dst, fault, leave_next, src
@@ -208,6 +209,20 @@ def _store_wide(size, aligned):
     return handler
 
 
+def _probe(size):
+    """The memory operand can be written: for an operation that may raise an exception after it."""
+
+    def handler(s, r):
+        la = effective(s, r, size, 1)
+        if load64(s + S.LEAVE) != 0 or unwritable(s, r, la, size):
+            return 0
+        return done(r)
+
+    return handler
+
+
+group.add(_probe(8), "probe64")
+group.add(_probe(16), "probe128")
 for _aligned, _suffix in ((False, ""), (True, "a")):
     group.add(_load_wide(16, _aligned), f"load128{_suffix}")
     group.add(_load_wide(16, _aligned, clears=True), f"load128{_suffix}z")

@@ -80,7 +80,8 @@ ONE_BYTE = (
 61 popa : bare no64
 62m bound Gv M : bare no64 mem
 63 movsx@_32 Gv Ed : w o64
-63 arpl Ew Gw : no64 pm mem
+63r arpl Ew Gw : bare no64 pm
+63m arpl_mem M Gw : bare end no64 pm mem
 68 push Iz : r d64
 69 imul3_ Gv Ev Iz : w
 6A push Is : r d64
@@ -225,7 +226,7 @@ TWO_BYTE = """
 01/1r monitor_group : bare end reg
 NP.01/2r xgetbv_group : bare end reg
 01/3r svm_group : bare end reg
-01/5r pkru_group : bare end reg
+NP.01/5r pkru_group : bare end reg
 01/7r swapgs_group : bare end reg
 02 lar Gv Ew : pm mem
 03 lsl Gv Ew : pm mem

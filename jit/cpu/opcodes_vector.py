@@ -1,7 +1,7 @@
 """Opcode rows of the SSE instructions by the CPUID feature that brought them, in the notation of opcodes.py.
 
 All of them need CR4.OSFXSR set, CR0.EM and CR0.TS clear; a 16-byte memory operand must be aligned, except with the
-attribute `un` (of SHA's as AMD's processors have it). `dq` names the handler by operand size: ...d, ...q.
+attribute `un`. `dq` names the handler by operand size: ...d, ...q.
 """
 
 
@@ -213,14 +213,14 @@ AES_3A = "66.DF aeskeygenassist Vx Wx Ib : bare w"
 PCLMULQDQ_3A = "66.44 pclmulqdq Vx Wx Ib : bare"
 
 SHA_38 = """
-NP.C8 sha1nexte Vx Wx : bare un
-NP.C9 sha1msg1 Vx Wx : bare un
-NP.CA sha1msg2 Vx Wx : bare un
-NP.CB sha256rnds2 Vx Wx : bare un
-NP.CC sha256msg1 Vx Wx : bare un
-NP.CD sha256msg2 Vx Wx : bare un
+NP.C8 sha1nexte Vx Wx : bare
+NP.C9 sha1msg1 Vx Wx : bare
+NP.CA sha1msg2 Vx Wx : bare
+NP.CB sha256rnds2 Vx Wx : bare
+NP.CC sha256msg1 Vx Wx : bare
+NP.CD sha256msg2 Vx Wx : bare
 """
-SHA_3A = "NP.CC sha1rnds4 Vx Wx Ib : bare un"
+SHA_3A = "NP.CC sha1rnds4 Vx Wx Ib : bare"
 
 GFNI_38 = "66.CF gf2p8mulb Vx Wx : bare"
 GFNI_3A = """

@@ -4,7 +4,8 @@ More operands: H vector register in VEX.vvvv, B general register there, L vector
 More sizes: x the whole vector (16 or 32 bytes by VEX.L), h f e its half, fourth, eighth, dq 16 bytes, qq 32 bytes.
 More attributes: L0, L1, W0, W1 (that value of VEX.L, VEX.W; the other is #UD), int (integer: with VEX.L = 1 it is
 AVX2), gpr (no vector registers: CR0.TS and XCR0 do not matter), wide (the handler's name ends in the operand's width),
-132, 213, 231 (the operands of dst = x * y + z). A row without H or B wants vvvv = 1111b. Memory operands need no
+132, 213, 231 (the operands of dst = x * y + z), probe (a memory destination must be one that can be written, whatever
+comes of the operation). A row without H or B wants vvvv = 1111b. Memory operands need no
 alignment except with `al`.
 """
 
@@ -319,7 +320,7 @@ HALF_38 = """
 """
 
 HALF_3A = """
-66.1D vcvtps2ph Wh Vx Ib : W0
+66.1D vcvtps2ph Wh Vx Ib : W0 probe
 """
 
 CRYPTO_38 = """

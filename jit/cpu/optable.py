@@ -34,12 +34,12 @@ BARE, OPERATE, MOVE, ONE_SOURCE, ADDRESS, XCHG, POP_MEM, BIT, NOP, UNDEFINED, GR
 
 _ATTRIBUTES = (
     "w", "r", "lock", "end", "d64", "f64", "no64", "al", "cpl0", "sse", "x87", "mmx", "pm", "mem", "by2",
-    "else", "avx", "vvvv", "vsib",
+    "else", "avx", "vvvv", "vsib", "probe",
 )  # fmt: skip
 ATTRIBUTE_BITS = {name: 1 << bit for bit, name in enumerate(_ATTRIBUTES)}
 ATTR_W, ATTR_R, ATTR_LOCK, ATTR_END, ATTR_D64, ATTR_F64, ATTR_NO64, ATTR_AL = (1 << i for i in range(8))
 ATTR_CPL0, ATTR_SSE, ATTR_X87, ATTR_MMX, ATTR_PM, ATTR_MEM, ATTR_BY2 = (1 << i for i in range(8, 15))
-ATTR_ELSE, ATTR_AVX, ATTR_VVVV, ATTR_VSIB = (1 << i for i in range(15, 19))
+ATTR_ELSE, ATTR_AVX, ATTR_VVVV, ATTR_VSIB, ATTR_PROBE = (1 << i for i in range(15, 20))
 WIDTHS = (8, 16, 32, 64, 128)
 WIDTHS_OF = {"b": (8,), "w": (16,), "d": (32,), "q": (64,), "y": (32, 64), "x": (128,), "dq": (128,), "qq": (128,)}
 PREFIXES = {"NP": 0, "66": 1, "F3": 2, "F2": 3}

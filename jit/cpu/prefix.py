@@ -103,7 +103,7 @@ def vex_prefix(s, opcode):
     if long_code == 0:
         rex = 0
     store64(s + S.D_VEX, 1)
-    store64(s + S.D_VVVV, ~last >> 3 & (15 if long_code else 7))
+    store64(s + S.D_VVVV, ~last >> 3 & 15)
     store64(s + S.D_LENGTH, length)
     store64(s + S.D_PREFIX, last & 3)
     store64(s + S.D_REX, 0x40 | rex | wide << 3)

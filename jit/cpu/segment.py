@@ -3,7 +3,7 @@
 from .. import state as S
 from ..build import Group, compiled
 from ..raw import load8, load64, store16, store64, zext32
-from .access import effective, pop_value, push_value, read_mem, set_rsp
+from .access import effective, pop_value, push_value, read_mem, read_pointer, set_rsp, write_mem
 from .canonical import keepable
 from .descriptor import (
     attributes,
@@ -105,11 +105,7 @@ def _load_pointer(seg):
 
     def handler(s, r):
         size = load8(r + OSIZE)
-        la = effective(s, r, size + 2, 0)
-        store64(s + S.T0, 0)
-        if load64(s + S.LEAVE) != 0 or read_mem(s, r, la, size, s + S.T0) == 0:
-            return 0
-        if read_mem(s, r, la + size, 2, s + S.T2) == 0:
+        if read_pointer(s, r, size, s + S.T0, s + S.T2) == 0:
             return 0
         if take_segment(s, r, s + seg, load64(s + S.T2) & 0xFFFF) == 0:
             return 0
@@ -277,7 +273,7 @@ def _describe(width, types, types_long, of_limit):
             load_hidden(s, s + S.NEW_SS, 0, low)
             put(dst(r), load64(s + S.NEW_SS + S.LIMIT))
         else:
-            put(dst(r), low >> 32 & 0xF0FF00)
+            put(dst(r), low >> 32 & 0xFFFF00)  # with bits 19 to 16 of the limit, as on AMD's processors
         set_zf(s, 1)
         return done(r)
 
@@ -291,12 +287,34 @@ for _width in (16, 32, 64):
     group.add(_describe(_width, LSL_TYPES, LSL_TYPES_LONG, True), f"lsl{_width}")
 
 
+@compiled
+def adjusted(selector, wanted):
+    """A selector with its RPL raised to that of another, or -1 if it is as high already."""
+    rpl = wanted & 3
+    return selector & 0xFFFC | rpl if selector & 3 < rpl else -1
+
+
 @group.add
-def arpl16(s, r):
-    """The destination's RPL is raised to the source's."""
-    selector, wanted = load64(dst(r)) & 0xFFFF, load64(src(r)) & 3
-    lower = selector & 3 < wanted
-    if lower:
-        store16(dst(r), selector & 0xFFFC | wanted)
-    set_zf(s, 1 if lower else 0)
+def arpl(s, r):
+    selector = adjusted(load64(dst(r)) & 0xFFFF, load64(src(r)))
+    if selector >= 0:
+        store16(dst(r), selector)
+    set_zf(s, 1 if selector >= 0 else 0)
     return done(r)
+
+
+@group.add
+def arpl_mem(s, r):
+    """The operand is read, and only if the RPL changes has it to be one that can be written, as on AMD's processors."""
+    la = effective(s, r, 2, 0)
+    store64(s + S.T0, 0)
+    if load64(s + S.LEAVE) != 0 or read_mem(s, r, la, 2, s + S.T0) == 0:
+        return 0
+    selector = adjusted(load64(s + S.T0), load64(src(r)))
+    if selector >= 0:
+        store64(s + S.T0, selector)
+        la = effective(s, r, 2, 1)
+        if load64(s + S.LEAVE) != 0 or write_mem(s, r, la, 2, s + S.T0) == 0:
+            return 0
+    set_zf(s, 1 if selector >= 0 else 0)
+    return leave_next(s, r)

@@ -4,7 +4,7 @@ The suffix d or q of conversions from and to a general register is that register
 """
 
 from .. import state as S
-from ..build import Group
+from ..build import Group, compiled
 from ..raw import load64, memcpy, store64
 from .floating import begin, finish, floating
 from .operand import done, dst, src
@@ -21,17 +21,30 @@ TO_GENERAL = ("cvtss2si", "cvtsd2si", "cvttss2si", "cvttsd2si")
 SIZES = {"d": ("l", "eax"), "q": ("q", "rax")}
 
 
-def _narrowing(operation, precision, count):
+_element_precision = inexact(floating("host_narrow", "cvtsd2ss %xmm1, %xmm0"), NARROW, 32)
+
+
+def narrowing_precision(count):
+    """f(s, a): PE of `count` doubles when one of them raises overflow or underflow as a single."""
+
+    @compiled
+    def all_elements(s, a):
+        found = 0
+        for i in range(count):
+            found |= _element_precision(s, s + S.T2 + 32, a + 8 * i)
+        return found
+
+    return all_elements
+
+
+def _narrowing(operation, count):
+    precision = narrowing_precision(count)
+
     def handler(s, r):
         d, before = dst(r), load64(s + S.MXCSR)
         operation(s + S.T2, d, src(r), begin(s))
         if finish(s, r, s + S.T2, 32, count) == 0:
-            if matters(s, before):
-                found = 0
-                for i in range(count):
-                    found |= precision(s, s + S.T2 + 32, src(r) + 8 * i)
-                settle(s, before, found)
-            return 0
+            return settle(s, before, precision(s, src(r))) if matters(s, before) else 0
         memcpy(d, s + S.T2, 16)
         return done(r)
 
@@ -51,9 +64,8 @@ def _to_general(operation):
 
 for _name in VECTOR:
     group.add(two_operands(floating(f"host_{_name}", f"{_name} %xmm1, %xmm0")), _name)
-_precision = inexact(floating("host_narrow", "cvtsd2ss %xmm1, %xmm0"), NARROW, 32)
 for _name, _count in NARROWING.items():
-    group.add(_narrowing(floating(f"host_{_name}", f"{_name} %xmm1, %xmm0"), _precision, _count), _name)
+    group.add(_narrowing(floating(f"host_{_name}", f"{_name} %xmm1, %xmm0"), _count), _name)
 for _size, (_suffix, _register) in SIZES.items():
     for _name in FROM_GENERAL:
         _operation = floating(f"host_{_name}{_size}", f"{_name}{_suffix} ($2), %xmm0")

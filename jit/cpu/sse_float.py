@@ -35,7 +35,7 @@ def two_operands(operation):
     return handler
 
 
-def _precision(stem, elements):
+def precision(stem, elements):
     """f(s, a, b): PE of all elements when one of them raises overflow or underflow."""
     bits, count = elements
     size, half, across = bits // 8, count // 2, stem[0] == "h"
@@ -56,7 +56,7 @@ def _precision(stem, elements):
     return all_elements
 
 
-def _arithmetic(operation, precision, elements):
+def _arithmetic(operation, element_precision, elements):
     """Whose results may be tiny, or too large."""
     bits, count = elements
 
@@ -64,7 +64,7 @@ def _arithmetic(operation, precision, elements):
         d, before = dst(r), load64(s + S.MXCSR)
         operation(s + S.T2, d, src(r), begin(s))
         if finish(s, r, s + S.T2, bits, count) == 0:
-            return settle(s, before, precision(s, d, src(r))) if matters(s, before) else 0
+            return settle(s, before, element_precision(s, d, src(r))) if matters(s, before) else 0
         memcpy(d, s + S.T2, 16)
         return done(r)
 
@@ -90,7 +90,7 @@ def _dot_product(operation, multiply, add, elements):
     """
     bits, count = elements
     size, sums = bits // 8, count // 2
-    product_precision, sum_precision = _precision("mul", elements), _precision("hadd", elements)
+    product_precision, sum_precision = precision("mul", elements), precision("hadd", elements)
 
     def lane(s, r, x, y, imm):
         a, b, result = s + S.T2 + 16, s + S.T2 + 32, s + S.T2
@@ -154,7 +154,7 @@ _ELEMENTS = {
 }
 for _stem, _types in ARITHMETIC.items():
     for _type in _types:
-        _parts = _operations[f"{_stem}{_type}"], _precision(_stem, ELEMENTS[_type]), ELEMENTS[_type]
+        _parts = _operations[f"{_stem}{_type}"], precision(_stem, ELEMENTS[_type]), ELEMENTS[_type]
         group.add(_arithmetic(*_parts), f"{_stem}{_type}")
 for _name in (f"{stem}{suffix}" for stem, types in OTHER.items() for suffix in types):
     group.add(two_operands(_operations[_name]), _name)

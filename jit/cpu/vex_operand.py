@@ -1,10 +1,17 @@
-"""What the handlers of VEX-encoded instructions share: VEX.L, a fourth operand, the upper half of a register."""
+"""What the handlers of VEX-encoded instructions share: VEX.L, a fourth operand, the upper half of a register, the names
+of registers in machine code.
+"""
 
 from collections.abc import Callable
 
 from ..build import compiled
-from ..raw import load8, load64, store64
+from ..raw import load8, load64, memcpy, store64
+from .operand import done, dst
 from .record import AUX, INDEX_PTR
+
+XMM, YMM = "xmm", "ymm"
+CLOBBERS = (*(f"xmm{n}" for n in range(16)), "rax", "rdx")  # and their upper halves with them
+LANE = 16  # bytes
 
 
 class Handlers(dict[str, Callable]):
@@ -32,3 +39,15 @@ def clear_upper(d):
 def fourth(r):
     """Address of the fourth operand."""
     return load64(r + INDEX_PTR)
+
+
+@compiled
+def commit(s, r, result):
+    """The result into the destination register."""
+    d = dst(r)
+    if is_wide(r):
+        memcpy(d, result, 2 * LANE)
+    else:
+        memcpy(d, result, LANE)
+        clear_upper(d)
+    return done(r)

@@ -31,20 +31,25 @@ OPERATIONS = {(stem, bits): _operation(stem, bits) for stem in ("add", "sub", "m
 NARROW = _unit("wider_narrow", ("fldl ($2)", "fld1", "fmulp"))  # a double in single precision
 
 
+@compiled
+def in_range(s, tiny):
+    """PE of one element that has just been made, -1 if it raises overflow or underflow and this tells nothing."""
+    flags, raised = load32(s + S.T3) & FLAGS | (UNDERFLOW if tiny else 0), ~(load64(s + S.MXCSR) >> MASK_SHIFT)
+    return -1 if flags & raised & (OVERFLOW | UNDERFLOW) else flags & PRECISION
+
+
 def inexact(scalar: Callable, unit: Callable, bits: int) -> Callable:
     """f(s, a, b): the PE that one element contributes; `scalar` is the SSE instruction, `unit` the same here."""
     control = BY_PRECISION[bits][1]
 
     @compiled
     def element(s, a, b):
-        result, words, mxcsr = s + S.T2, s + S.T3 + 16, load64(s + S.MXCSR)
+        result, words = s + S.T2, s + S.T3 + 16
         scalar(result, a, b, begin(s))
-        flags, raised = load32(s + S.T3) & FLAGS, ~(mxcsr >> MASK_SHIFT) & FLAGS
-        if is_tiny(load64(result) if bits == 64 else load32(result), bits):
-            flags |= UNDERFLOW
-        if flags & raised & (OVERFLOW | UNDERFLOW) == 0:
-            return flags & PRECISION
-        store16(words, control | (mxcsr >> 13 & 3) << 10)
+        found = in_range(s, is_tiny(load64(result) if bits == 64 else load32(result), bits))
+        if found >= 0:
+            return found
+        store16(words, control | (load64(s + S.MXCSR) >> 13 & 3) << 10)
         unit(words, a, b)
         return load16(words + 4) & PRECISION
 

@@ -8,10 +8,10 @@ not made at all when its exception is unmasked (SDM vol. 1, 8.5).
 from .. import state as S
 from ..build import Group, compiled
 from ..mmu import layout as M
-from ..mmu.group import PROBE_WRITE, READ_SLOW, WRITE_SLOW
-from ..raw import call3, load8, load16, load32, load64, lshr, memcpy, store16, store32, store64
+from ..mmu.group import READ_SLOW, WRITE_SLOW
+from ..raw import load8, load16, load32, load64, lshr, memcpy, store16, store32, store64
 from . import features, x87_quick
-from .access import alignment_fault, call_slow, effective, offset, probe, read_mem, truncate
+from .access import call_slow, effective, offset, probe, read_mem, truncate, unwritable
 from .flags import arithmetic, set_arithmetic
 from .memory import stored
 from .operand import done, fault, leave_next, rip_here
@@ -158,16 +158,6 @@ def _read(bits):
         return done(r)
 
     return handler
-
-
-@compiled
-def unwritable(s, r, la, size):
-    """1 with a fault raised: an operand must be one that can be written, even when its store is not made."""
-    if alignment_fault(s, r, la, size):
-        return 1
-    store64(s + S.RIP, rip_here(s, r))
-    flags = M.STACK << M.ACCESS_SHIFT if load16(r + FLAGS) & RECORD_STACK else 0
-    return call3(load64(load64(s + S.FUNCTIONS) + 8 * PROBE_WRITE), s, la, size | flags) == 0
 
 
 def _write(bits):

@@ -6,7 +6,7 @@ from .. import state as S
 from ..build import compiled
 from ..raw import load32, load64, memset, shl, store32, store64, zext32
 from . import features
-from .access import effective
+from .access import effective, unwritable
 from .fpu_image import (
     AVX,
     COMPACTED,
@@ -63,9 +63,16 @@ def begin(s, r, privileged, write):
         return fault(s, r, S.NM, 0, 0)
     if privileged and load64(s + S.CPL) != 0:
         return fault(s, r, S.GP, 0, 1)
-    la = effective(s, r, EXTENDED, write)
-    if load64(s + S.LEAVE) == 0 and la & 63:
+    size = EXTENDED + component_size(s, 2, 256) if requested(s, load64(s + S.XCR0)) & AVX else EXTENDED
+    la = effective(s, r, size, write)
+    if load64(s + S.LEAVE) != 0:
+        return la
+    if la & 63:
         fault(s, r, S.GP, 0, 1)
+    elif write:  # the area's beginning is looked at whatever is stored
+        unwritable(s, r, la, 1)
+    else:
+        get(s, r, la, 0, 1)
     return la
 
 

@@ -108,6 +108,21 @@ ONCE_WRONG = [
     (64, "d8 45 00", "#GP and #SS for an address come before #AC"),
     (64, "db 38", "FSTP m80: #AC at multiples of 8"),
     (64, "0f ae 08", "FXRSTOR: reserved bits of FCW, ES of FSW"),
+    (16, "63 12", "ARPL: the operand has to be writable only if it is written"),
+    (32, "c4 c1 b9 2e f3 51 d2 08 fd 7f 7f d9 81 1a 70", "VEX.vvvv has four bits outside 64-bit mode too"),
+    (32, "66 0f 01 e8 bc 80 3b 01 6e b0 10 04 03 43 3f", "SERIALIZE with 66"),
+    (64, "c4 03 7d 1d 75 65 10", "VCVTPS2PH: faults of its operand come before its exceptions"),
+    (64, "c4 02 55 2e 30", "VMASKMOV: no #AC"),
+    (64, "c4 61 ff e6 dd", "VCVTPD2DQ: PE with overflow unmasked"),
+    (64, "c4 e2 f5 98 c2", "VFMADD132PD: PE with overflow and underflow"),
+    (64, "c4 e3 7d 1d c0 04", "VCVTPS2PH: PE with overflow and underflow"),
+    (32, "c4 01", "LES: the offset is read before the selector is looked for"),
+    (64, "43 0f 02 e2", "LAR: bits 19 to 16 of the limit"),
+    (64, "ff 28", "far JMP: the offset is read first"),
+    (64, "cf", "IRET: the flags are read first, the outer stack before CS is looked at"),
+    (16, "0f ae 66 00", "XSAVE: the limit covers what RFBM asks for"),
+    (64, "0f ae 28", "XRSTOR: the legacy region is looked at"),
+    (64, "0f ae 00", "FXSAVE: 512 bytes"),
 ]  # fmt: skip
 
 

@@ -35,8 +35,8 @@ OTHER_UNDEFINED = {
     "aad": S.OF | S.AF | S.CF,
 }
 OF_OWN = {
-    "call_far", "call_far_mem", "jmp_far", "bound", "into", "lar", "lsl", "verr", "verw", "arpl", "rdpmc", "clac",
-    "cmpxchg", "crc32_@_8", "crc32_@_%",
+    "call_far", "call_far_mem", "jmp_far", "bound", "into", "lar", "lsl", "verr", "verw", "arpl", "arpl_mem", "rdpmc",
+    "clac", "cmpxchg", "crc32_@_8", "crc32_@_%",
 }  # fmt: skip
 
 

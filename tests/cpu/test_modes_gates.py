@@ -240,7 +240,7 @@ def test_descriptor_instructions(guest: Protected) -> None:
     """
     guest.set(edx=0)
     assert guest.execute(text) == S.EXIT_HLT
-    assert (guest.eax, guest.ebx, guest.edx) == (0xC09300, 0xFFFFFFFF, 1)
+    assert (guest.eax, guest.ebx, guest.edx) == (0xCF9300, 0xFFFFFFFF, 1)
     assert (guest.esi, guest.ecx, guest.edi) == (0x77, 0x100, 0x43)
 
 

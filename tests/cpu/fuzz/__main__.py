@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import decoding, fuzzer, report
+from . import compare, decoding, forms, fuzzer, report, undefined
 from .design import DIFFERENCES
 from .modes import design as modes_design
 from .modes import fuzzer as modes_fuzzer
@@ -49,8 +49,12 @@ def _differences() -> None:
     for name, rules in (("host", DIFFERENCES), ("Unicorn", modes_design.DIFFERENCES)):
         for rule in rules:
             table.add_row(f"{rule.name} ({name})", rule.reason)
-    for name, reason in decoding.DIFFERENCES:
+    for name, reason in (*decoding.DIFFERENCES, *compare.LEFT_OUT):
         table.add_row(name, reason)
+    for reason, names in forms.NOT_RUN.items():
+        table.add_row(f"not run: {names.lower()}", reason)
+    for names, _, words in undefined.TABLE:
+        table.add_row(f"undefined flags of {names}", f'SDM vol. 2: "{words}"; compared on AMD but for {OPEN}')
     console.print(table)
 
 
@@ -93,6 +97,7 @@ def _summary(cases: int, started: float, found: int) -> None:
     console.print(f"{cases} cases, {rate:.0f} a second, {found or 'no'} mismatches")
 
 
+OPEN = " ".join(undefined.OPEN)
 COLUMNS = (
     TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
     TextColumn("{task.fields[found]} mismatches"),

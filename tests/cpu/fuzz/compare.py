@@ -14,11 +14,22 @@ AC = 0x40000
 PAGE_FAULT = 14
 USER_END = (1 << 47) - L.PAGE  # Linux reports no more about what lies above than "not yours": P is always set
 UNIMPLEMENTED = L.EXIT + 10
-FIELDS = tuple(name for name in L.STATE.names if name not in ("fop", "repeat", "length", "code"))  # type: ignore[union-attr]
+# What is not compared of any case, and why.
+LEFT_OUT = (
+    ("flags but those of arithmetic, DF and AC", "Linux has IF set in a process; TF and RF are the single step's"),
+    ("upper halves of registers after code of 32 bits", "SDM vol. 1, 3.4.1.1: not preserved, undefined"),
+    ("P of the error code of a page fault beyond user space", "Linux sets it, so that a process learns nothing"),
+    ("RPL of null selectors", 'SDM vol. 2, IRET: Linux returns to the process by it, and it "clears" them'),
+    ("bits 16 to 31 of MXCSR_MASK in an image", "AMD APM vol. 1, 4.2.2: MXCSR.MM, which is not offered"),
+    ("FOP, FIP and FDP", "known to the signal frame without an exception pending on Intel's processors only"),
+)  # fmt: skip
+FIELDS = tuple(name for name in L.STATE.names if name not in ("fop", "repeat", "length", "image", "spare", "code"))  # type: ignore[union-attr]
 
 
 def _normalise(side: np.ndarray, ignored: np.ndarray, wide: np.ndarray) -> np.ndarray:
     side = side.copy()
+    # Switching to code of 32 bits loses upper halves (SDM vol. 1, 3.4.1.1).
+    wide = wide & (side["segment"][:, L.CS] == L.USER64_CS)
     side["flags"] &= np.uint64(ARITHMETIC | DF | AC) & ~ignored
     side["gpr"][~wide] &= np.uint64(0xFFFF_FFFF)  # of 64-bit registers, 32-bit code has no upper halves
     side["gpr"][~wide, 8:] = 0

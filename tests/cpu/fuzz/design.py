@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from .forms import Form, Operand
-from .layout import FS, GS
+from .layout import FS, GS, RSP
+from .undefined import ZF
 
 FAULTS = (12, 13, 14, 17)  # of a memory operand: #SS, #GP, #PF, #AC
+RETURNS = ("retf", "iret", "iretd", "iretq")
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,12 @@ def _near_branch_66(form: Form, before: np.void, theirs: np.void, ours: np.void)
 
 
 def _branch_before_push(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
-    return form.mnemonic == "call" and ours["vector"] == 13 and theirs["vector"] in (12, 14)
+    return form.mnemonic == "call" and ours["vector"] == 13 and theirs["vector"] in (12, 14, 17)
 
 
 def _misaligned_beyond_limit(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
-    return any(operand.size == 16 for operand in form.operands) and ours["vector"] == 12 and theirs["vector"] == 13
+    aligned = form.is_image or any(operand.size == 16 for operand in form.operands)
+    return aligned and ours["vector"] == 12 and theirs["vector"] == 13
 
 
 def _repeated_loop(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
@@ -55,14 +58,13 @@ def _offset_not_canonical(form: Form, before: np.void, theirs: np.void, ours: np
     return form.bits == 64 and theirs["vector"] == 13 and any(map(refused, form.operands))
 
 
+def _outer_stack_first(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
+    return form.mnemonic in RETURNS and ours["vector"] == 13 and theirs["vector"] in FAULTS
+
+
 def _lock_as_cr8(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
     moves = any(opcode in form.code for opcode in (b"\x0f\x20", b"\x0f\x22"))
     return moves and b"\xf0" in form.code and ours["vector"] == 6
-
-
-def _flags_at_overflow(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
-    unmasked = int(theirs["mxcsr"]) & 0x18 & ~(int(before["mxcsr"]) >> 7)
-    return unmasked != 0 and int(theirs["mxcsr"]) | 0x20 == int(ours["mxcsr"]) and ours["vector"] == theirs["vector"]
 
 
 def _pushed_selector(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
@@ -70,7 +72,8 @@ def _pushed_selector(form: Form, before: np.void, theirs: np.void, ours: np.void
 
 
 def _locked_in_vain(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
-    return b"\xf0" in form.code and ours["vector"] == 6 and theirs["vector"] in FAULTS
+    refused = form.name in ("verr", "verw") or theirs["vector"] in FAULTS
+    return b"\xf0" in form.code and ours["vector"] == 6 and refused
 
 
 def _masked_store(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
@@ -78,21 +81,51 @@ def _masked_store(form: Form, before: np.void, theirs: np.void, ours: np.void) -
 
 
 def _alignment_of_16(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
-    return theirs["vector"] == 17 and ours["vector"] == 13 and any(o.size >= 16 for o in form.operands)
+    aligned = form.is_image or any(operand.size >= 16 for operand in form.operands)
+    return theirs["vector"] == 17 and ours["vector"] == 13 and aligned
 
 
 def _wide_far_pointer(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
+    return form.bits == 64 and form.is_far and any(0x48 <= byte < 0x50 for byte in form.code[:-2])
+
+
+def _pushes_of_32_bits(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
+    faults = theirs["vector"] in FAULTS and ours["vector"] in FAULTS
     return (
-        form.bits == 64 and form.mnemonic in ("lss", "lfs", "lgs") and any(48 <= byte < 80 for byte in form.code[:-2])
+        form.bits == 64
+        and form.is_far
+        and form.mnemonic == "call"
+        and int(before["gpr"][RSP]) - 16 >> 32 != 0
+        and faults
+    )
+
+
+def _misaligned_exceptions(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
+    return (
+        form.mnemonic.endswith(("ldmxcsr", "rstor", "rstor64"))
+        and ours["vector"] == 13
+        and int(theirs["mxcsr"]) >> 16 == 2
+    )
+
+
+def _permutation_without_w(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
+    at = form.code.find(b"\xc4")
+    head = form.code[at : at + 4]
+    return (
+        at >= 0 and len(head) == 4 and head[1] & 31 == 3 and head[2] >> 7 == 0 and head[3] <= 1 and ours["vector"] == 6
     )
 
 
 def _misaligned_sha(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
-    return form.mnemonic.startswith("sha") and ours["vector"] == 13
+    places = (operand.address(np.array([before]), form.bits)[0] for operand in form.operands)
+    return form.mnemonic.startswith("sha") and ours["vector"] == 13 and any(int(place) & 15 for place in places)
 
 
 def _host_descriptor(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
-    return any(int(selector) > 0x33 and not int(selector) & 4 for selector in theirs["segment"])
+    looks = form.mnemonic in ("lar", "lsl", "verr", "verw") and int(theirs["flags"]) & ~int(ours["flags"]) & ZF
+    named = any(int(selector) & 0xFFFC == 0x78 for selector in before["gpr"])
+    loaded = any(int(selector) & 0xFFFC == 0x78 for selector in theirs["segment"])
+    return loaded or (looks != 0 and (named or len(form.operands) > 0))
 
 
 DIFFERENCES = (
@@ -108,7 +141,7 @@ DIFFERENCES = (
         _branch_before_push,
     ),
     Difference(
-        "a misaligned 16-byte operand that is no address in SS either",
+        "a misaligned 16-byte operand, or FPU image, that is no address in SS either",
         "SDM vol. 3, 6.9: faults of one instruction have no order among them: here #SS, on AMD #GP for the alignment",
         _misaligned_beyond_limit,
     ),
@@ -124,15 +157,15 @@ DIFFERENCES = (
         _offset_not_canonical,
     ),
     Difference(
+        "RETF and IRET to a selector that is refused, and an outer stack that faults",
+        'SDM vol. 2, RET and IRET: "IF return code segment selector RPL < CPL THEN #GP(selector)" and the other checks'
+        " of CS come before SS and RSP are popped; AMD pops all that the RPL asks for, and looks at RIP first",
+        _outer_stack_first,
+    ),
+    Difference(
         "LOCK MOV CR0, which is MOV CR8 on AMD's processors",
         "AMD APM vol. 3, MOV CRn: AltMovCr8 is CPUID Fn8000_0001_ECX[4], which ours does not have; without it #UD",
         _lock_as_cr8,
-    ),
-    Difference(
-        "PE beside an overflow or underflow that is not masked",
-        "SDM vol. 1, 4.9.1.6: PE tells whether the result is exact: with its exponent in range, on AMD; here PE is"
-        " set with all of them",
-        _flags_at_overflow,
     ),
     Difference(
         "PUSH of a segment register with a 32-bit operand size",
@@ -141,12 +174,14 @@ DIFFERENCES = (
         _pushed_selector,
     ),
     Difference(
-        "LOCK with an instruction that cannot be locked, and a bad operand",
-        "SDM vol. 2, LOCK: #UD; here before the operand is looked at, on AMD sometimes after",
+        "LOCK with an instruction that cannot be locked, and a bad operand; LOCK VERR and VERW",
+        'SDM vol. 2, LOCK: "an undefined opcode exception (#UD) will also be generated if the LOCK prefix is used with'
+        " any instruction not in the above list\"; here before the operand is looked at, on AMD sometimes after; AMD's"
+        " processors execute VERW with LOCK",
         _locked_in_vain,
     ),
     Difference(
-        "MASKMOVQ, MASKMOVDQU of bytes that partly cannot be written",
+        "MASKMOVQ, (V)MASKMOVDQU of bytes that partly cannot be written",
         'SDM vol. 2, MASKMOVDQU: "behavior with a mask of all 0s" and the order of the bytes are implementation'
         " specific: here those of the mask, one after another, on AMD all bytes are checked",
         _masked_store,
@@ -157,14 +192,31 @@ DIFFERENCES = (
         _alignment_of_16,
     ),
     Difference(
-        "LSS, LFS and LGS of a 64-bit offset",
-        "SDM vol. 2, LDS: REX.W loads m16:64; AMD's processors load m16:32 whatever REX.W says (APM vol. 3)",
+        "LSS, LFS, LGS, far CALL and JMP of a 64-bit offset",
+        "SDM vol. 2, LDS, CALL, JMP: with REX.W the operand is m16:64; AMD's processors take m16:32 whatever REX.W says"
+        " (APM vol. 3)",
         _wide_far_pointer,
+    ),
+    Difference(
+        "far CALL from 64-bit code to code of 32 bits, with a stack beyond 4 GiB that faults",
+        "SDM vol. 2, CALL: the return address is pushed before CS is loaded, at RSP; AMD cuts the address to 32 bits",
+        _pushes_of_32_bits,
     ),
     Difference(
         "misaligned operands of the SHA instructions",
         'SDM vol. 2, exceptions type 4: "Legacy SSE: memory operand is not 16-byte aligned: #GP"; AMD takes them',
         _misaligned_sha,
+    ),
+    Difference(
+        "LDMXCSR of MXCSR.MM",
+        "AMD APM vol. 1, 4.2.2: the misaligned exception mask is there if CPUID Fn8000_0001_ECX[MisAlignSse] is set, as"
+        " ours is not; SDM vol. 1, 10.2.3: bits 16 to 31 are reserved, a set one is #GP",
+        _misaligned_exceptions,
+    ),
+    Difference(
+        "VPERMQ and VPERMPD with an immediate, and VEX.W = 0",
+        "SDM vol. 2: VEX.256.66.0F3A.W1 00, 01 and no other encoding, so #UD; AMD's processors ignore VEX.W",
+        _permutation_without_w,
     ),
     Difference(
         "selectors of the host's own GDT",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import iced_x86 as iced
+import numpy as np
 from kvmfs.jit.cpu import features, optable
 
 from . import layout as L
@@ -29,19 +30,16 @@ GPR |= {iced.Register.AL: 0}
 SEGMENT = {getattr(iced.Register, name): n for n, name in enumerate(("ES", "CS", "SS", "DS", "FS", "GS"))}
 
 # What cannot be compared with a process of this host, and why.
-_REASONS = {
+NOT_RUN = {
     "a system call, an interrupt or a hypercall of the host's":
         "SYSCALL SYSENTER SYSEXIT SYSRET INT INT1 INT3 INTO VMCALL VMMCALL",
     "another answer each time, or on each machine": "RDTSC RDTSCP RDRAND RDSEED RDPID RDPMC RDPRU CPUID XGETBV",
     "emulated by Linux for CR4.UMIP": "SGDT SIDT SLDT STR SMSW",
-    "an image of state that the host has more of":
-        "XSAVE XSAVE64 XSAVEC XSAVEC64 XSAVEOPT XSAVEOPT64 XRSTOR XRSTOR64 FXSAVE FXSAVE64",
-    "by the host's own descriptor tables": "LAR LSL VERR VERW IRET IRETD IRETQ RETF",
 }  # fmt: skip
-REASONS = {getattr(iced.Mnemonic, name): why for why, names in _REASONS.items() for name in names.split()
+REASONS = {getattr(iced.Mnemonic, name): why for why, names in NOT_RUN.items() for name in names.split()
            if hasattr(iced.Mnemonic, name)}  # fmt: skip
-FAR = {getattr(iced.Code, name): "by the host's own descriptor tables" for name in dir(iced.Code)
-       if name.startswith(("CALL_M16", "JMP_M16", "CALL_PTR", "JMP_PTR"))}  # fmt: skip
+_SAVES = ("fxsave", "xsave")
+HYPERCALLS = (b"\x0f\x01\xc1", b"\x0f\x01\xd9")  # with whatever prefix, the host's hypervisor is asked
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,16 @@ class Operand:
     size: int
     vector_index: bool = False
 
+    def address(self, states: np.ndarray, bits: int) -> np.ndarray:
+        """Linear addresses in those states."""
+        found = np.full(len(states), self.displacement & (1 << 64) - 1, np.uint64)
+        for register, scale in ((self.base, 1), (self.index, self.scale)):
+            if register >= 0:
+                found += states["gpr"][:, register] * np.uint64(scale)
+        found &= np.uint64((1 << self.address_size) - 1)
+        found += L.bases(states, bits, self.segment)
+        return found if bits == 64 else found & np.uint64(0xFFFF_FFFF)
+
 
 @dataclass(frozen=True)
 class Form:
@@ -70,6 +78,22 @@ class Form:
     repeats: bool
     rip: int
 
+    @property
+    def saves(self) -> bool:
+        """Whether it stores an FPU image."""
+        return self.mnemonic.startswith(_SAVES)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it stores or loads one."""
+        return self.mnemonic.startswith((*_SAVES, "fxrstor", "xrstor"))
+
+    @property
+    def is_far(self) -> bool:
+        """Whether its operand is a far pointer in memory."""
+        pointer = self.mnemonic in ("lss", "lfs", "lgs", "les", "lds")
+        return pointer or (self.mnemonic in ("call", "jmp") and any(o.size in (4, 6, 10) for o in self.operands))
+
 
 @functools.cache
 def host_features() -> frozenset[str]:
@@ -80,11 +104,13 @@ def host_features() -> frozenset[str]:
 
 # iced's names of CPUID features where they are not those of the kernel, in lower case; and what needs no feature
 _KERNEL_NAMES = {
-    "lzcnt": "abm", "cmpxchg16b": "cx16", "sse3": "pni", "sha": "sha_ni", "prefetchw": "3dnowprefetch",
-    "d3now": "3dnow",
-    "clfsh": "clflush", "monitor": "monitor",
+    "lzcnt": "abm", "cmpxchg16b": "cx16", "sse3": "pni", "sha": "sha_ni", "d3now": "3dnow",
+    "clfsh": "clflush",
 }  # fmt: skip
-_OUR_NAMES = {"sse": "XMM", "sse2": "XMM2", "pni": "XMM3", "abm": "LZCNT", "3dnowprefetch": "PREFETCHW"}
+_OUR_NAMES = {
+    "sse": "XMM", "sse2": "XMM2", "pni": "XMM3", "sse4_1": "XMM4_1", "sse4_2": "XMM4_2",
+    "3dnowprefetch": "_3DNOWPREFETCH",
+}  # fmt: skip
 _ALWAYS = (
     "intel",
     "x64",
@@ -103,6 +129,8 @@ _ALWAYS = (
 
 def _features(instruction: iced.Instruction) -> list[str]:
     """Of CPUID, by the names of /proc/cpuinfo; without those that every processor has."""
+    if name_of(instruction).startswith("prefetch"):  # 0F 0D, 0F 18: hints, all of them on processors that have any
+        return ["3dnowprefetch"]
     names = (_FEATURE_NAMES[number].lower() for number in instruction.cpuid_features())
     return [_KERNEL_NAMES.get(name, name) for name in names if not name.startswith(_ALWAYS) or name == "monitorx"]
 
@@ -231,9 +259,21 @@ def operands(instruction: iced.Instruction, bits: int) -> tuple[Operand, ...]:
     return tuple(found)
 
 
+def _aim_far(rng: random.Random, code: bytearray, offsets: iced.ConstantOffsets) -> None:
+    """Have a far pointer among the immediates lead to code, or not quite."""
+    if rng.random() < 0.8:
+        at, size = offsets.immediate_offset, offsets.immediate_size
+        offset = rng.randrange(0, 0x2100) + rng.choice([0, L.CODE if size == 4 else 0])
+        code[at : at + size] = offset.to_bytes(size, "little")
+        at = offsets.immediate_offset2
+        code[at : at + 2] = rng.choice(L.SELECTORS).to_bytes(2, "little")
+
+
 def _aim(rng: random.Random, code: bytearray, instruction: iced.Instruction, decoder: iced.Decoder, bits: int) -> None:
     """Have an address that no register moves lie in the data."""
     offsets = decoder.get_constant_offsets(instruction)
+    if instruction.op0_kind in (iced.OpKind.FAR_BRANCH16, iced.OpKind.FAR_BRANCH32):
+        _aim_far(rng, code, offsets)
     if offsets.displacement_size < 2:
         return
     absolute = instruction.memory_base == instruction.memory_index == iced.Register.NONE
@@ -266,10 +306,15 @@ def _place(rng: random.Random, code: bytes | bytearray, bits: int, relative: boo
 def form(rng: random.Random, name: str, raw: bytes, bits: int) -> Form | None:
     """What `raw` begins with, in code of that size; None: it is not to be run here."""
     code = bytearray(raw[: L.MAXIMUM_LENGTH])
+    if any(hypercall in code for hypercall in HYPERCALLS):
+        return None
     decoder = iced.Decoder(bits, bytes(code), ip=0)
     instruction = decoder.decode()
     if not instruction.is_invalid:
-        if instruction.mnemonic in REASONS or instruction.code in FAR or not _is_common(instruction):
+        # A hint of a set that both do not have is a NOP to both.
+        if instruction.mnemonic in REASONS or not (_is_common(instruction) or name == "nop"):
+            return None
+        if instruction.is_ip_rel_memory_operand and name_of(instruction).startswith(_SAVES):
             return None
         _aim(rng, code, instruction, decoder, bits)
         del code[instruction.len :]

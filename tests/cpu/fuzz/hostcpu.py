@@ -13,7 +13,7 @@ import numpy as np
 
 from . import layout as L
 
-SECONDS = 20  # for a batch; a case that does not end is killed
+SECONDS = 5  # for a batch; a case that does not end is killed
 
 
 def _header() -> str:

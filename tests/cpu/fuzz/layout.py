@@ -20,6 +20,9 @@ WRITABLE, WRITABLE_PAGES = DATA + PAGE, 2
 READABLE = DATA + 3 * PAGE
 DATA_PAGES = WRITABLE_PAGES + 1  # present
 MAXIMUM_LENGTH = 15
+# In the data: far pointers and the frames of far returns, one every 64 bytes; images of XRSTOR and FXRSTOR.
+FRAMES, FRAME_COUNT, FRAME_SIZES = READABLE - PAGE // 2, 32, (2, 4, 8, 8)  # sizes of an element, in turn
+IMAGES = (WRITABLE, READABLE, READABLE + 0x400, READABLE + 0x800, READABLE + 0xC00)
 
 # The selectors of Linux user space, and ours in the LDT.
 USER32_CS, USER_DS, USER64_CS = 0x23, 0x2B, 0x33
@@ -56,12 +59,32 @@ LDT = (
     Segment(0, 0xFFFFF, big=True, pages=True),  # 37: flat
     Segment(DATA, 0xFFFF, present=False),  # 3F
     Segment(DATA, 0x17FF, contents=1, big=True),  # 47: expand-down with a 32-bit upper bound
+    Segment(CODE, 0xFFFF, contents=2, present=False),  # 4F
+    Segment(CODE, 0x0FFF, contents=2, big=True),  # 57: 32-bit code that ends with its first page
 )
 CODE16, DATA16 = 0x07, 0x0F
+# Of code, data, stacks; of descriptors that are absent, privileged, or not there; null ones.
+SELECTORS = (
+    *(number << 3 | 7 for number in range(len(LDT) + 1)), USER32_CS, USER_DS, USER64_CS, USER32_CS & ~3,
+    USER_DS & ~2, 0x30, 0x10, 0x18, 0x40, 0x50, 0x81, 0x04, 0, 3,
+)  # fmt: skip
 
 # Register numbers, and segments in the order of their encodings
 RSP = 4
 ES, CS, SS, DS, FS, GS = range(6)
+
+
+def bases(states: np.ndarray, bits: int, segment: int) -> np.ndarray:
+    """Base addresses of a segment in these states."""
+    if bits == 64:
+        name = {FS: "fs_base", GS: "gs_base"}.get(segment)
+        return states[name].copy() if name else np.zeros(len(states), np.uint64)
+    table = np.zeros(0x10000 >> 3, np.uint64)
+    for number, entry in enumerate(LDT):
+        table[number] = entry.base
+    selectors = states["segment"][:, segment]
+    return np.where(selectors & 4, table[selectors >> 3], np.uint64(0))
+
 
 STATE = np.dtype(
     [
@@ -83,6 +106,8 @@ STATE = np.dtype(
         ("error", "<u4"),
         ("repeat", "u1"),  # in: go on while RIP stays (REP)
         ("length", "u1"),  # of the instruction
+        ("image", "<u2"),  # in: where an FPU image is stored whose MXCSR_MASK is not compared, from WRITABLE, + 1
+        ("spare", "u1", 6),
         ("changed", "<u2"),  # that word's offset from WRITABLE, + 1
         ("code", "u1", 16),
         ("st", "u1", (8, 16)),  # ST0..ST7, 80 bits each

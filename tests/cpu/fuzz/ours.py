@@ -12,6 +12,7 @@ from kvmfs.jit.cpu import features
 from kvmfs.jit.cpu.descriptor import load_hidden
 from kvmfs.jit.cpu.exception import group as exception_group
 from kvmfs.jit.cpu.flags import rflags, set_arithmetic
+from kvmfs.jit.cpu.fpu_image import MXCSR_MASK_AT
 from kvmfs.jit.cpu.run import group as run_group
 from kvmfs.jit.raw import (
     call1,
@@ -50,8 +51,8 @@ GPR, RIP, FLAGS, FS_BASE, GS_BASE, ADDRESS, DIGEST, VALUE, SEGMENT, FCW, FSW, FT
         "fop", "mxcsr", "vector", "error",
     )
 )  # fmt: skip
-REPEAT, LENGTH, CHANGED, CODE_BYTES, ST, VEC = (
-    FIELDS[name] for name in ("repeat", "length", "changed", "code", "st", "vec")
+REPEAT, LENGTH, IMAGE, CHANGED, CODE_BYTES, ST, VEC = (
+    FIELDS[name] for name in ("repeat", "length", "image", "changed", "code", "st", "vec")
 )
 (CODE, USER64_CS, NO_FAULT, EXIT, REPEATS) = (L.CODE, L.USER64_CS, L.NO_FAULT, L.EXIT, L.REPEATS)
 
@@ -146,6 +147,8 @@ def compare_memory(c, memory, pristine):
     """native.c's compare_memory()."""
     digest, changed, at = 0, 0, 0
     store64(c + VALUE, 0)
+    if load16(c + IMAGE) != 0:
+        store16(memory + load16(c + IMAGE) - 1 + MXCSR_MASK_AT + 2, 0)
     while at < DATA_BYTES:
         value = load64(memory + at)
         if value != load64(pristine + at):

@@ -57,24 +57,55 @@ def lanes(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.select([kind == 0, kind == 1, kind == 2], [words(rng, count), singles, doubles], nearby)
 
 
+def _frame(rng: np.random.Generator, size: int) -> bytes:
+    """Instruction pointer, CS, flags, stack pointer, SS, as IRET pops them; a far pointer begins it."""
+    code, stack = (int(rng.choice(L.SELECTORS)) for _ in range(2))
+    if rng.random() < 0.7:
+        code = int(rng.choice([L.CODE16, L.USER32_CS, L.USER64_CS, 0x2F, 0x57]))
+    if rng.random() < 0.7:
+        stack = int(rng.choice([L.USER_DS, L.DATA16, 0x17, 0x1F, 0x37, 0x47]))
+    target = int(rng.integers(0, 0x2080)) + (0 if code & 4 else L.CODE)
+    top = int(rng.integers(0, L.PAGE * 4)) + (0 if stack & 4 and stack != 0x37 else L.DATA)
+    flags = int(rng.integers(0, 1 << 22)) & ~0x3000 | TF | 0x202  # IOPL is not a process's
+    elements = [target, code, flags, top, stack]
+    if rng.random() < 0.2:
+        elements[int(rng.choice([0, 3]))] = int(words(rng, 1)[0])
+    return b"".join((element & (1 << 8 * size) - 1).to_bytes(size, "little") for element in elements)
+
+
+def _image(rng: np.random.Generator) -> np.ndarray:
+    """What XRSTOR and FXRSTOR load: 832 bytes."""
+    made = np.zeros(832, np.uint8)
+    halves, doubles = made.view(np.uint16), made.view(np.uint64)
+    state = np.zeros(1, L.STATE)
+    _x87(rng, state)
+    halves[:3] = [state["fcw"][0], state["fsw"][0], state["ftw"][0]]
+    made.view(np.uint32)[6] = rng.choice(np.array([MXCSR_DEFAULT, 0x1F80, 0xFFFF, 0, 0x5678, 0x3FF80], np.uint32))
+    doubles[4:20] = state["st"].tobytes() and np.frombuffer(state["st"].tobytes(), np.uint64)
+    doubles[20:52] = lanes(rng, 32)
+    doubles[72:104] = lanes(rng, 32)
+    doubles[64] = rng.integers(0, 8)  # XSTATE_BV
+    if rng.random() < 0.5:
+        doubles[65] = 1 << 63 | int(rng.integers(0, 8)) | int(doubles[64])  # XCOMP_BV
+    if rng.random() < 0.1:
+        doubles[rng.choice([64, 65, 66, 70])] |= U64(1 << 62)
+    return made
+
+
 def data(rng: np.random.Generator) -> np.ndarray:
     """Contents of the data pages: runs of lanes, at odd places too. The page to read is the same every time."""
     fixed = np.random.default_rng(1)
     made = [lanes(generator, L.PAGE // 8) for generator in (rng, rng, fixed)]
     made = [np.roll(page.view(np.uint8), -shift) for page, shift in zip(made, (0, 3, 0), strict=True)]
-    return np.concatenate(made)
-
-
-def _bases(states: np.ndarray, bits: int, segment: int) -> np.ndarray:
-    """Base addresses of a segment."""
-    if bits == 64:
-        name = {L.FS: "fs_base", L.GS: "gs_base"}.get(segment)
-        return states[name].copy() if name else np.zeros(len(states), U64)
-    table = np.zeros(0x10000 >> 3, U64)
-    for number, entry in enumerate(L.LDT):
-        table[number] = entry.base
-    selectors = states["segment"][:, segment]
-    return np.where(selectors & 4, table[selectors >> 3], U64(0))
+    everything = np.concatenate(made)
+    for number in range(L.FRAME_COUNT):
+        frame = _frame(rng, L.FRAME_SIZES[number % len(L.FRAME_SIZES)])
+        at = L.FRAMES - L.WRITABLE + 64 * number
+        everything[at : at + len(frame)] = np.frombuffer(frame, np.uint8)
+    for place in L.IMAGES:
+        image = _image(fixed if place >= L.READABLE else rng)
+        everything[place - L.WRITABLE :][: len(image)] = image
+    return everything
 
 
 def _targets(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
@@ -90,8 +121,29 @@ def _targets(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
     return np.select([kind < limit for limit in limits], [aligned, inside, edge, fixed], far).astype(np.int64).view(U64)
 
 
-def _steer(rng: np.random.Generator, states: np.ndarray, operand: Operand, bits: int, exact: bool) -> None:
+POINTERS = ("call", "jmp", "les", "lds", "lfs", "lgs", "lss")  # if their operand is one
+RETURNS = ("retf", "iret", "iretd", "iretq")
+SELECTING = ("lar", "lsl", "verr", "verw")
+
+
+def _special_targets(rng: np.random.Generator, form: Form, operand: Operand, targets: np.ndarray) -> np.ndarray:
+    """Some of the addresses replaced by where there is what the instruction looks for."""
+    count, special = len(targets), None
+    if form.mnemonic.startswith(("xrstor", "fxrstor")):
+        special = rng.choice(np.array(L.IMAGES, U64), count)
+    elif form.saves:
+        special = L.WRITABLE + 64 * rng.integers(0, 2 * L.PAGE // 64 - 12, count).astype(U64)
+    elif form.mnemonic in RETURNS or (form.mnemonic in POINTERS and operand.size in (4, 6, 10)):
+        special = L.FRAMES + 64 * rng.integers(0, L.FRAME_COUNT, count).astype(U64)
+    elif form.mnemonic in SELECTING:
+        numbers = rng.integers(0, L.FRAME_COUNT, count)
+        special = L.FRAMES + 64 * numbers.astype(U64) + np.array(L.FRAME_SIZES, U64)[numbers % len(L.FRAME_SIZES)]
+    return targets if special is None else np.where(rng.random(count) < 0.8, special, targets)
+
+
+def _steer(rng: np.random.Generator, states: np.ndarray, form: Form, operand: Operand, exact: bool) -> None:
     """Set the address registers so that the operand lies at a target."""
+    bits = form.bits
     count = len(states)
     index, scale, displacement = operand.index, operand.scale, U64(operand.displacement & (1 << 64) - 1)
     if operand.vector_index:
@@ -99,7 +151,8 @@ def _steer(rng: np.random.Generator, states: np.ndarray, operand: Operand, bits:
         index = -1
     if operand.base < 0 and index < 0:
         return
-    target = _targets(rng, count, operand.size) - _bases(states, bits, operand.segment) - displacement
+    target = _special_targets(rng, form, operand, _targets(rng, count, operand.size))
+    target = target - L.bases(states, bits, operand.segment) - displacement
     mask = U64((1 << operand.address_size) - 1)
     if operand.base < 0 or operand.base == index:
         register, value = index, target // U64(scale + (operand.base == index))
@@ -159,29 +212,37 @@ def _x87(rng: np.random.Generator, states: np.ndarray) -> None:
 
 def _state(rng: np.random.Generator, form: Form, states: np.ndarray) -> None:
     count = len(states)
+    if form.bits != 64:
+        states["gpr"] &= U64(0xFFFF_FFFF)
+        states["gpr"][:, 8:] = 0
     _segments(rng, states, form.bits)
+    if form.bits != 64 and form.name.startswith("call_far"):
+        states["segment"][:, L.SS] = L.USER_DS  # from a 16-bit stack to 64-bit code: this host does not come back
+    if form.mnemonic in SELECTING:
+        chosen = rng.choice(np.array(L.SELECTORS, U64), (count, 16))
+        states["gpr"] = np.where(rng.random((count, 16)) < 0.7, states["gpr"] & ~U64(0xFFFF) | chosen, states["gpr"])
     for operand in form.operands:
         # The stack pointer is steered first: an operand that uses it has the last word.
         if operand.base == L.RSP and operand.index < 0:
-            _steer(rng, states, operand, form.bits, exact=False)
+            _steer(rng, states, form, operand, exact=form.mnemonic in RETURNS)
     for operand in form.operands:
         if operand.base != L.RSP or operand.index >= 0:
-            _steer(rng, states, operand, form.bits, exact=True)
+            _steer(rng, states, form, operand, exact=True)
     if form.repeats:
         size = max((operand.address_size for operand in form.operands), default=form.bits)
         mask = U64((1 << size) - 1)
         counts = rng.choice(np.array([0, 1, 2, 3, 5, 17], U64), count)
         states["gpr"][:, 1] = np.where(rng.random(count) < 0.02, U64(600), counts) | states["gpr"][:, 1] & ~mask
         states["flags"] ^= np.where(rng.random(count) < 0.4, U64(DF), U64(0))
-    if form.name == "vex":
-        states["flags"] &= ~U64(AC)  # 32-byte operands are not checked here yet
+    if form.mnemonic.startswith(("xsave", "xrstor")):  # components that the host has and ours has not: bits 5 to 7
+        states["gpr"][:, 0] &= ~U64(0xE0)
+    if form.saves and form.operands:
+        place = form.operands[0].address(states, form.bits) - U64(L.WRITABLE)
+        states["image"] = np.where(place < 2 * L.PAGE - 64, place + U64(1), 0)
     states["repeat"] = form.repeats
     states["rip"] = form.rip
     states["length"] = len(form.code)
     states["code"][:, : len(form.code)] = np.frombuffer(form.code, np.uint8)
-    if form.bits != 64:
-        states["gpr"] &= U64(0xFFFF_FFFF)
-        states["gpr"][:, 8:] = 0
 
 
 def make(rng: np.random.Generator, forms: Sequence[Form], each: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from pathlib import Path
 CF, PF, AF, ZF, SF, OF = 1, 4, 0x10, 0x40, 0x80, 0x800
 ARITHMETIC = CF | PF | AF | ZF | SF | OF
 
-_TABLE = (
+TABLE = (
     ("and or xor test", AF, "the state of the AF flag is undefined"),
     ("mul imul", SF | ZF | AF | PF, "the SF, ZF, AF, and PF flags are undefined"),
     ("div idiv", ARITHMETIC, "the CF, OF, SF, ZF, AF, and PF flags are undefined"),
@@ -32,8 +32,8 @@ _TABLE = (
 )  # fmt: skip
 # Of these the handlers follow nobody.
 OPEN = ("daa", "das", "aaa", "aas", "aam", "aad")
-FLAGS = {name: mask for names, mask, _ in _TABLE for name in names.split()}
-REASONS = {name: reason for names, _, reason in _TABLE for name in names.split()}
+FLAGS = {name: mask for names, mask, _ in TABLE for name in names.split()}
+REASONS = {name: reason for names, _, reason in TABLE for name in names.split()}
 
 
 @functools.cache

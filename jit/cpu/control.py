@@ -4,9 +4,10 @@ from .. import state as S
 from ..build import Group, compiled
 from ..mmu.group import LOAD_PDPTES, TLB_FLUSH, TLB_FLUSH_PAGE
 from ..raw import call2, load8, load64, lshr, shl, store64, zext32
-from .access import effective, offset, read_mem, truncate, write_mem
+from .access import effective, offset, outside, read_mem, segment_fault, truncate, write_mem
 from .canonical import keepable
 from .debug import arm_breakpoints, general_detect
+from .descriptor import UNUSABLE
 from .operand import done, dst, fault, leave_next, rip_here, src
 from .record import ASIZE, AUX, OSIZE, SEG_PTR
 from .segment import put_selector, umip_forbids
@@ -305,10 +306,24 @@ def invpcid(s, r):
     return leave_next(s, r)
 
 
+@compiled
+def is_execute_only(s, seg):
+    if seg == 0 or load64(s + S.HFLAGS) & (S.MODE_CODE64 | S.MODE_PROTECTED) != S.MODE_PROTECTED:
+        return 0
+    return 1 if load64(seg + S.ATTR) & (UNUSABLE | 0xA) == 8 else 0
+
+
 @group.add
 def clflush(s, r):
-    """Caches are coherent; the line must be readable as for a load."""
-    la = effective(s, r, 1, 0)
+    """Caches are coherent; the line must be readable as for a load, but for code that is execute-only (SDM vol. 2)."""
+    seg = load64(r + SEG_PTR)
+    if is_execute_only(s, seg):
+        address = truncate(offset(s, r), load8(r + ASIZE))
+        if outside(load64(seg + S.ATTR), load64(seg + S.LIMIT), address, 1):
+            return segment_fault(s, r, seg)
+        la = zext32(load64(seg + S.BASE) + address)
+    else:
+        la = effective(s, r, 1, 0)
     if load64(s + S.LEAVE) != 0 or read_mem(s, r, la, 1, s + S.T0) == 0:
         return 0
     return done(r)

@@ -69,8 +69,9 @@ def begin(s, r, privileged, write):
         return la
     if la & 63:
         fault(s, r, S.GP, 0, 1)
-    elif write:  # the area's beginning is looked at whatever is stored
-        unwritable(s, r, la, 1)
+    elif write:  # both ends of the area are looked at, whatever is stored
+        if unwritable(s, r, la, 1) == 0:
+            unwritable(s, r, la + size - 1, 1)
     else:
         get(s, r, la, 0, 1)
     return la

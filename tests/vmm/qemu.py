@@ -67,9 +67,13 @@ class Qemu:
         )
         self.monitor = None
         if listener:
-            with listener:
-                listener.settimeout(120)
-                self.monitor = Monitor(listener.accept()[0])
+            try:
+                with listener:
+                    listener.settimeout(120)
+                    self.monitor = Monitor(listener.accept()[0])
+            except BaseException:
+                self.__exit__()
+                raise
 
     def __enter__(self) -> Qemu:
         return self

@@ -33,7 +33,7 @@ class Injecting:
     """Of one VM; any thread may ask."""
 
     def __init__(self, vm: object, messages: Iterable[Message] = ()) -> None:
-        """ValueError, KeyError: of a message that is no rule."""
+        """ValueError: a message is no rule."""
         self._vm = vm if isinstance(vm, Injected) else None
         self._ioctls = IoctlRules(self._vm.note_injection if self._vm else lambda fired: None)
         self._lock = threading.Lock()
@@ -42,7 +42,7 @@ class Injecting:
         self.add(messages)
 
     def add(self, messages: Iterable[Message]) -> None:
-        """ValueError, KeyError: nothing was added."""
+        """ValueError: nothing was added."""
         rules = [from_message(message) for message in messages]
         with self._lock:
             new = list(enumerate(rules, self._next))

@@ -130,7 +130,7 @@ def _inject(injecting: Injecting, message: channel.Message) -> tuple[channel.Mes
         if message.get("clear"):
             injecting.clear()
         injecting.add(message["rules"])
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return {"errno": errno.EINVAL}, []
     return {}, []
 

@@ -129,9 +129,13 @@ def to_message(rule: Rule) -> dict[str, Any]:
     return {"given": dict(rule.given), "text": rule.text}
 
 
-def from_message(message: Mapping[str, Any]) -> Rule:
-    """ValueError, KeyError."""
-    return from_dict(message["given"], str(message["text"]))
+def from_message(message: Any) -> Rule:
+    """ValueError: it is none, whatever somebody has sent."""
+    try:
+        given, text = dict(message["given"]), str(message["text"])
+    except (KeyError, TypeError):
+        raise ValueError("not a rule") from None
+    return from_dict(given, text)
 
 
 def from_dict(given: Mapping[str, Any], text: str = "", seed: int = 0) -> Rule:
@@ -216,7 +220,8 @@ def _choices(key: str, keys: Mapping[str, Any], known: tuple[str, ...]) -> tuple
 
 
 def _ioctl(name: Any) -> str:
-    if name != FALLOCATE and (name not in ioctls.BY_NAME or name == ioctls.KVM_RUN.name):
+    known = isinstance(name, str) and (name == FALLOCATE or name in ioctls.BY_NAME)
+    if not known or name == ioctls.KVM_RUN.name:
         hint = "; rules about memory accesses make KVM_RUN fail" if name == ioctls.KVM_RUN.name else ""
         raise ValueError(f"{name} is no ioctl that can be made to fail{hint}")
     return str(name)

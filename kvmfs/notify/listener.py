@@ -9,7 +9,8 @@ Facts this relies on:
 - What is read of the thread between RECV and a successful ID_VALID was of that thread and no later one of its number.
 - CONTINUE has the call go on as if there were no filter. What its pointers mean may have changed since it was looked
   at: good for what the thread may do anyway, not for deciding what it may.
-- ENOENT, whatever is asked: the thread is not there any more.
+- ENOENT, whatever is asked: the thread is not there any more. RECV says so too when nobody has the filter any more
+  (6.11; before, it waits for ever), which POLLHUP tells.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
@@ -46,13 +48,19 @@ class Listener:
             try:
                 fcntl.ioctl(self._fd, _RECV, buffer)
             except OSError as error:
-                if error.errno in (errno.EINTR, errno.ENOENT):  # ENOENT: it was gone before we could have it
-                    continue
-                if error.errno == errno.ENOTCONN:  # 6.11; before, this waits for ever
+                if error.errno not in (errno.EINTR, errno.ENOENT):
+                    raise
+                if self._ended:
                     raise EOFError from None
-                raise
+                continue
             number, tid, _, call, _, _, *args = _NOTIF.unpack(buffer)
             return Notification(self._fd, number, tid, call, tuple(args))
+
+    @property
+    def _ended(self) -> bool:
+        poll = select.poll()
+        poll.register(self._fd, 0)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         os.close(self._fd)

@@ -184,7 +184,7 @@ def test_many_vms_closed_in_any_order(broker: Broker) -> None:
         process.talk.say("go on")
         process.hear()
         wait_until(lambda: not broker.workers, "workers of closed VMs end")
-        wait_until(lambda: broker.descriptors == before, "the broker keeps nothing of them")
+        wait_until(lambda: broker.descriptors <= before, "the broker keeps nothing of them")
         process.talk.say("go on")
         process.result()
 

@@ -233,7 +233,8 @@ MOVES_3A = """
 66.14m pextrb Eb Vdq Ib : L0
 66.15r pextrw Ed Vdq Ib : L0
 66.15m pextrw Ew Vdq Ib : L0
-66.16 pextr Ey Vdq Ib : L0 dq
+66.16 pextr Ey Vdq Ib : L0 W0 dq
+66.16 pextr Ey Vdq Ib : L0 W1 dq o64
 66.17 pextrd Ed Vdq Ib : L0
 66.18 vinsert128 Vqq Hqq Wdq Ib : L1 W0
 66.19 vextract128 Wdq Vqq Ib : L1 W0
@@ -241,7 +242,8 @@ MOVES_3A = """
 66.20m vpinsrb Vdq Hdq Eb Ib : L0
 66.21r vinsertps Vdq Hdq Wdq Ib : L0
 66.21m vinsertps_mem Vdq Hdq Wd Ib : L0
-66.22 vpinsr Vy Hdq Ey Ib : L0 dq
+66.22 vpinsr Vy Hdq Ey Ib : L0 W0 dq
+66.22 vpinsr Vy Hdq Ey Ib : L0 W1 dq o64
 66.4A vblendvps Vx Hx Wx Lx : W0
 66.4B vblendvpd Vx Hx Wx Lx : W0
 """

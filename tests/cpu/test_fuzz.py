@@ -123,6 +123,8 @@ ONCE_WRONG = [
     (16, "0f ae 66 00", "XSAVE: the limit covers what RFBM asks for"),
     (64, "0f ae 28", "XRSTOR: the legacy region is looked at"),
     (64, "0f ae 00", "FXSAVE: 512 bytes"),
+    (32, "c4 e3 f9 16 e3 25", "VPEXTRQ: #UD outside 64-bit mode"),
+    (32, "c4 e3 f9 22 e3 25", "VPINSRQ: #UD outside 64-bit mode"),
     (64, "0f ae 21", "XSAVE: the whole area can be written before any of it is"),
     (16, "2e 0f ae b8 1f 1f", "CLFLUSH of execute-only code"),
 ]  # fmt: skip

@@ -45,6 +45,7 @@ def _repeated_loop(form: Form, before: np.void, theirs: np.void, ours: np.void) 
 
 def _fault_order(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
     pieces = any(operand.size in (6, 10, 14, 28, 94, 108, 512) for operand in form.operands)
+    pieces = pieces or form.is_image or form.mnemonic == "bound"
     return (pieces or form.mnemonic.startswith("cmps")) and theirs["vector"] in FAULTS and ours["vector"] in FAULTS
 
 
@@ -146,7 +147,7 @@ DIFFERENCES = (
         _misaligned_beyond_limit,
     ),
     Difference(
-        "two operands that both fault, of CMPS, or two pieces of a long one, of far pointers, x87 and FXRSTOR",
+        "two operands that both fault, of CMPS, or two pieces of one, of far pointers, BOUND, x87 and FPU images",
         "SDM vol. 3, 6.9: faults of one instruction have no order; here by address and rSI first,"
         " on AMD rDI first, and the end",
         _fault_order,

@@ -14,6 +14,7 @@ import struct
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -92,11 +93,9 @@ class Carrier:
                 threading.Thread(target=self._serve, args=(Listener(*fds),), name="notifications", daemon=True).start()
 
     def _serve(self, listener: Listener) -> None:
-        try:
+        with suppress(EOFError):
             while True:
                 self._receive(listener.receive())
-        except EOFError:
-            listener.close()
 
     def _receive(self, notification: Notification) -> None:
         try:

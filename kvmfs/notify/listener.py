@@ -34,10 +34,10 @@ _ADD: Final = struct.Struct("<QIIII")  # id, flags, srcfd, newfd, newfd_flags
 
 
 class Listener:
-    """Owner of the file."""
+    """Owner of the file, which goes with the last of its notifications."""
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self.fd = fd
         with suppress(OSError):  # 6.6: who wakes the other one up is about to wait, so both may use one CPU
             fcntl.ioctl(fd, _SET_FLAGS, _SYNC_WAKE_UP)
 
@@ -46,7 +46,7 @@ class Listener:
         while True:
             buffer = bytearray(_NOTIF.size)
             try:
-                fcntl.ioctl(self._fd, _RECV, buffer)
+                fcntl.ioctl(self.fd, _RECV, buffer)
             except OSError as error:
                 if error.errno not in (errno.EINTR, errno.ENOENT):
                     raise
@@ -54,23 +54,23 @@ class Listener:
                     raise EOFError from None
                 continue
             number, tid, _, call, _, _, *args = _NOTIF.unpack(buffer)
-            return Notification(self._fd, number, tid, call, tuple(args))
+            return Notification(self, number, tid, call, tuple(args))
 
     @property
     def _ended(self) -> bool:
         poll = select.poll()
-        poll.register(self._fd, 0)
+        poll.register(self.fd, 0)
         return bool(poll.poll(0))
 
-    def close(self) -> None:
-        os.close(self._fd)
+    def __del__(self) -> None:
+        os.close(self.fd)
 
 
 @dataclass(slots=True)
 class Notification:
     """A thread that waits in a system call. Any of our threads may answer, once."""
 
-    _listener: int
+    _listener: Listener
     _id: int
     tid: int
     call: int
@@ -81,7 +81,7 @@ class Notification:
     def is_valid(self) -> bool:
         """Whether it still waits."""
         try:
-            fcntl.ioctl(self._listener, _ID_VALID, self._id.to_bytes(8, "little"))
+            fcntl.ioctl(self._listener.fd, _ID_VALID, self._id.to_bytes(8, "little"))
         except FileNotFoundError:
             return False
         return True
@@ -96,7 +96,7 @@ class Notification:
 
     def _send(self, *response: int) -> None:
         with suppress(FileNotFoundError):
-            fcntl.ioctl(self._listener, _SEND, bytearray(_RESPONSE.pack(self._id, *response)))
+            fcntl.ioctl(self._listener.fd, _SEND, bytearray(_RESPONSE.pack(self._id, *response)))
 
     def add(self, fd: int, *, cloexec: bool, answer: bool = False) -> int:
         """Give the thread a duplicate of `fd`: its lowest free number; with `answer` that is what its call returns.
@@ -105,5 +105,5 @@ class Notification:
         """
         how = _ADDFD_SEND if answer else 0
         request = bytearray(_ADD.pack(self._id, how, fd, 0, os.O_CLOEXEC if cloexec else 0))
-        number: int = fcntl.ioctl(self._listener, _ADDFD, request)  # bytearray: others of our threads run meanwhile
+        number: int = fcntl.ioctl(self._listener.fd, _ADDFD, request)  # bytearray: others of our threads run meanwhile
         return number

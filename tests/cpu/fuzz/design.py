@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .forms import Form, Operand
+from .forms import Form, Operand, host_features
 from .layout import FS, GS, RSP
 from .undefined import ZF
 
@@ -122,6 +122,11 @@ def _misaligned_sha(form: Form, before: np.void, theirs: np.void, ours: np.void)
     return form.mnemonic.startswith("sha") and ours["vector"] == 13 and any(int(place) & 15 for place in places)
 
 
+def _base_of_57_bits(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
+    refused = form.mnemonic in ("wrfsbase", "wrgsbase") and theirs["vector"] == 13 and "la57" not in host_features()
+    return refused and any(-1 << 56 <= int(value) < 1 << 56 for value in before["gpr"].view(np.int64))
+
+
 def _host_descriptor(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
     looks = form.mnemonic in ("lar", "lsl", "verr", "verw") and int(theirs["flags"]) & ~int(ours["flags"]) & ZF
     named = any(int(selector) & 0xFFFC == 0x78 for selector in before["gpr"])
@@ -162,6 +167,12 @@ DIFFERENCES = (
         'SDM vol. 2, RET and IRET: "IF return code segment selector RPL < CPL THEN #GP(selector)" and the other checks'
         " of CS come before SS and RSP are popped; AMD pops all that the RPL asks for, and looks at RIP first",
         _outer_stack_first,
+    ),
+    Difference(
+        "WRFSBASE and WRGSBASE of an address of 57 bits, if the host has no 5-level paging",
+        'SDM vol. 2: "#GP(0) if the source register contains a non-canonical address": a processor with 5-level paging'
+        " takes 57 bits whatever CR4.LA57 says, and ours has it",
+        _base_of_57_bits,
     ),
     Difference(
         "LOCK MOV CR0, which is MOV CR8 on AMD's processors",

@@ -203,7 +203,10 @@ def current_count(apic):
     period = load64(apic + PERIOD)
     if load32(apic + A.APIC_TMICT) == 0 or period == 0:
         return 0
-    left = max(load64(apic + TARGET) - clock(load64(apic + VCPU) + S.T3), 0)
+    left = load64(apic + TARGET) - clock(load64(apic + VCPU) + S.T3)
+    if left < 0:  # it has fired, or is about to
+        is_periodic = load64(apic + TIMER_MODE) == A.APIC_LVT_TIMER_PERIODIC
+        left = period - urem(-left, period) if is_periodic else 0
     return udiv(urem(left, period), load64(load64(apic + BOARD) + BUS_CYCLE_NS) * load64(apic + DIVIDER))
 
 

@@ -8,7 +8,10 @@ import time
 import pytest
 
 from kvmfs.abi import apic as A
+from kvmfs.abi import ioctls
+from kvmfs.abi.caps import Cap
 from kvmfs.abi.cpuid_basic import Leaf1Ecx
+from kvmfs.abi.vm import EnableCap
 from tests.unit.irqchip.machine import APIC, IDT, Guest
 from tests.unit.irqchip.snapshot import restore, save
 from tests.unit.irqchip.test_timers import program, write
@@ -87,6 +90,8 @@ def expected() -> int:
 
 def machine(text: str) -> Guest:
     guest = Guest(text, pit=0)
+    # Without it an exception that is pending is said to be injected, and comes back so.
+    guest.call(guest.vm, ioctls.KVM_ENABLE_CAP, EnableCap(cap=Cap.EXCEPTION_PAYLOAD, args=(1,)))
     cpu = guest.cpus[0].vcpu
     cpu.cpuid.change(Leaf1Ecx.TSC_DEADLINE_TIMER, True)
     cpu.set_cpuid(cpu.cpuid)

@@ -152,7 +152,7 @@ def test_vms_outlive_the_broker(own_broker: Callable[..., Broker], number: int, 
     broker = own_broker(pages=pages)
     with client(broker.path, body) as process:
         process.hear()
-        (worker,) = broker.workers
+        (worker,) = wait_until(lambda: broker.workers, "there is a worker")
         broker.process.send_signal(number)
         broker.process.wait()
         process.talk.say("go on")

@@ -2,6 +2,7 @@
 
     device     /dev/kvm's connection: system ioctls, KVM_CREATE_VM
     vm         one VM as the broker knows it: its worker, its connection, what the worker asks for
+    carrier    how a VM's files come to its client: FUSE's way, and what the other one (kvmfs.notify) has to do
     files      files that pass between client, broker and worker
     clients    borrowing of client threads: one at a time per client
     zygote     the process that forks workers

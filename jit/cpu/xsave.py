@@ -40,6 +40,7 @@ from .fpu_image import (
 from .operand import fault, leave_next
 
 XSAVEC_WORD, XSAVEC_BIT = features.word("XSAVEC"), features.mask("XSAVEC")
+AVX_SIZE = 256  # of the operand, also where half of it is not used
 HANDLERS: dict[str, Callable] = {}
 
 
@@ -63,7 +64,7 @@ def begin(s, r, privileged, write):
         return fault(s, r, S.NM, 0, 0)
     if privileged and load64(s + S.CPL) != 0:
         return fault(s, r, S.GP, 0, 1)
-    size = EXTENDED + component_size(s, 2, 256) if requested(s, load64(s + S.XCR0)) & AVX else EXTENDED
+    size = EXTENDED + AVX_SIZE if requested(s, load64(s + S.XCR0)) & AVX else EXTENDED
     la = effective(s, r, size, write)
     if load64(s + S.LEAVE) != 0:
         return la

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .forms import Form, Operand, host_features
-from .layout import FS, GS, RSP
+from .layout import CRASHED, FS, GS, RSP
 from .undefined import ZF
 
 FAULTS = (12, 13, 14, 17)  # of a memory operand: #SS, #GP, #PF, #AC
@@ -122,6 +122,10 @@ def _misaligned_sha(form: Form, before: np.void, theirs: np.void, ours: np.void)
     return form.mnemonic.startswith("sha") and ours["vector"] == 13 and any(int(place) & 15 for place in places)
 
 
+def _no_way_back(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
+    return form.name.startswith("call_far") and form.bits != 64 and theirs["vector"] == CRASHED
+
+
 def _base_of_57_bits(form: Form, before: np.void, theirs: np.void, ours: np.void) -> bool:
     refused = form.mnemonic in ("wrfsbase", "wrgsbase") and theirs["vector"] == 13 and "la57" not in host_features()
     return refused and any(-1 << 56 <= int(value) < 1 << 56 for value in before["gpr"].view(np.int64))
@@ -173,6 +177,11 @@ DIFFERENCES = (
         'SDM vol. 2: "#GP(0) if the source register contains a non-canonical address": a processor with 5-level paging'
         " takes 57 bits whatever CR4.LA57 says, and ours has it",
         _base_of_57_bits,
+    ),
+    Difference(
+        "far CALL from code of 16 or 32 bits to 64-bit code, single-stepped, that this host does not come back from",
+        "nothing to compare with: the process hangs, and is killed",
+        _no_way_back,
     ),
     Difference(
         "LOCK MOV CR0, which is MOV CR8 on AMD's processors",

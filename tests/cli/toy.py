@@ -34,6 +34,7 @@ def serve(
     passthrough: bool | None,
     ready: Callable[[], None],
     carrier: object = None,
+    rules: object = (),
 ) -> None:
     signal.signal(signal.SIGTERM, terminate)
     if os.environ.get("TOY") == "broken":

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
 
 from . import forms as F
 from . import layout as L
+from .again import pack, smallest, unpack
 from .compare import REGISTERS, SEGMENTS
 from .fuzzer import Fuzzer, Mismatch, data_of
 
@@ -35,30 +33,20 @@ def _simpler(state: np.void) -> Iterator[np.void]:
 
 def minimised(fuzzer: Fuzzer, mismatch: Mismatch) -> Mismatch:
     """The same kind of mismatch with as many registers as possible at their plain values."""
-    smallest, going = mismatch, True
-    while going:
-        going = False
-        for state in _simpler(smallest.before):
-            found = fuzzer.check([mismatch.form], 1, np.array([state]), mismatch.data).mismatches
-            if found and found[0].kind == mismatch.kind:
-                smallest, going = found[0], True
-                smallest.origin = mismatch.origin
-                break
-    return smallest
+    return smallest(
+        mismatch, _simpler, lambda state: fuzzer.check([mismatch.form], 1, np.array([state]), mismatch.data).mismatches
+    )
 
 
 def packed(mismatch: Mismatch) -> str:
     """A word that holds the case: for --replay."""
     seed, number = mismatch.origin
-    head = json.dumps([mismatch.form.name, mismatch.form.bits, seed, number]).encode()
-    body = zlib.compress(head + b"\n" + mismatch.before.tobytes(), 9)
-    return base64.urlsafe_b64encode(body).decode().rstrip("=")
+    return pack([mismatch.form.name, mismatch.form.bits, seed, number], mismatch.before)
 
 
 def unpacked(fuzzer: Fuzzer, word: str) -> list[Mismatch]:
     """Run a case again: a list of one mismatch, or empty."""
-    head, _, raw = zlib.decompress(base64.urlsafe_b64decode(word + "=" * (-len(word) % 4))).partition(b"\n")
-    name, bits, seed, number = json.loads(head)
+    (name, bits, seed, number), raw = unpack(word)
     state = np.frombuffer(raw, L.STATE)
     code = state["code"][0, : state["length"][0]].tobytes()
     form = F.known(name, code, bits, int(state["rip"][0]))

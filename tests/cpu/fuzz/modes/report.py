@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
 
+from ..again import pack, smallest, unpack
 from . import forms as F
 from . import layout as L
 from .fuzzer import Fuzzer, Mismatch, data_of
@@ -32,29 +30,20 @@ def _simpler(case: np.void) -> Iterator[np.void]:
 
 def minimised(fuzzer: Fuzzer, mismatch: Mismatch) -> Mismatch:
     """The same kind of mismatch with as much as possible at plain values."""
-    smallest, going = mismatch, True
-    while going:
-        going = False
-        for case in _simpler(smallest.before):
-            found = fuzzer.check([mismatch.form], np.array([case], L.CASE), data_of(*mismatch.origin)).mismatches
-            if found and found[0].kind == mismatch.kind:
-                smallest, going = found[0], True
-                smallest.origin = mismatch.origin
-                break
-    return smallest
+    data = data_of(*mismatch.origin)
+    return smallest(
+        mismatch, _simpler, lambda case: fuzzer.check([mismatch.form], np.array([case], L.CASE), data).mismatches
+    )
 
 
 def packed(mismatch: Mismatch) -> str:
     """A word that holds the case: for --replay."""
-    head = json.dumps([mismatch.form.name, *mismatch.origin]).encode()
-    body = zlib.compress(head + b"\n" + mismatch.before.tobytes(), 9)
-    return base64.urlsafe_b64encode(body).decode().rstrip("=")
+    return pack([mismatch.form.name, *mismatch.origin], mismatch.before)
 
 
 def unpacked(fuzzer: Fuzzer, word: str) -> list[Mismatch]:
     """Run a case again: a list of one mismatch, or empty."""
-    head, _, raw = zlib.decompress(base64.urlsafe_b64decode(word + "=" * (-len(word) % 4))).partition(b"\n")
-    name, *origin = json.loads(head)
+    (name, *origin), raw = unpack(word)
     case = np.frombuffer(raw, L.CASE)
     code = case["code"][0, : case["length"][0]].tobytes()
     found = fuzzer.check([F.known(name, code, int(case["mode"][0]))], case, data_of(*origin)).mismatches
